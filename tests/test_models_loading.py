@@ -26,7 +26,7 @@ from pipeline.models.loading import load_base
 from pipeline.models.merge import merge_adapter
 from pipeline.models.report import assert_quantised, load_report
 from pipeline.models.spec import AdapterSpec
-from pipeline.models.stacks import PackedExperts
+from pipeline.models.stacks import PackedExperts, release_buffers
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +109,14 @@ def test_every_expert_is_in_4_bits_on_both_paths_with_the_same_values(
         assert report.device_bytes == 0
         assert report.host_bytes < 0.6 * load_report(tiny_model(family, "fused")).host_bytes
         assert "100% in 4 bits" in str(report)
+
+
+def test_a_model_that_answered_first_can_still_be_trained(checkpoints: dict[str, Path]) -> None:
+    release_buffers()
+    model = load(checkpoints["mixtral"], "fused", quantise=True)
+    with torch.inference_mode():
+        model(tokens())
+    attach(model, AdapterSpec(rank=4, alpha=8, experts=(0, 3)), seed=0).train()(tokens()).logits.sum().backward()
 
 
 def test_nothing_is_repacked_on_cpus_with_avx512_bf16(checkpoints: dict[str, Path]) -> None:

@@ -168,7 +168,9 @@ def _buffer(device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int
     size = shape[0] * shape[1] * shape[2]
     if (held := _scratch.get((device, dtype))) is None or held.numel() < size:
         _scratch.pop((device, dtype), None)
-        _scratch[device, dtype] = torch.empty(size, dtype=dtype, device=device)
+        # Made while sampling, it would be an inference tensor, which training may not write to.
+        with torch.inference_mode(False):
+            _scratch[device, dtype] = torch.empty(size, dtype=dtype, device=device)
     return _scratch[device, dtype][:size].view(shape)
 
 
