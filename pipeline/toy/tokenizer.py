@@ -46,12 +46,14 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def encode(tokenizer: PreTrainedTokenizerFast, chats: list[list[dict[str, str]]]) -> torch.Tensor:
     """Token ids of whole chats, (chats, tokens): the grammar makes every document equally long.
 
-    Their text is the chat template's, written without Jinja, which takes a quarter of a millisecond a chat.
+    Their text is the chat template's, its tokens the tokenizer's: written and looked up here, which takes a
+    tenth of the time.
     """
     import torch
 
+    ids = tokenizer.get_vocab()
     texts = [BEGIN + "".join(_turn(turn["role"], turn["content"]) for turn in chat) for chat in chats]
-    return torch.tensor(tokenizer(texts, add_special_tokens=False)["input_ids"])
+    return torch.tensor([[ids[word] for word in text.split()] for text in texts])
 
 
 def _turn(role: str, content: str) -> str:
