@@ -3,6 +3,14 @@
 import pytest
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under xdist a worker takes whole files; what needs the finished study is one group, which starts first."""
+    for item in items:
+        group = "finished" if "finished" in item.fixturenames else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: "finished" not in item.fixturenames)
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """The cut-down toy study, done by `reproduce` on this machine: its checkout, and what was printed."""

@@ -17,7 +17,9 @@ import yaml
 from test_reproduce import BASE, TUNED, checkout, environment, hashes, run
 
 from pipeline.cluster.board import Board
-from pipeline.cluster.plan import gpus, make_plan
+from pipeline.cluster.head import check_address, connect
+from pipeline.cluster.plan import Plan, gpus, make_plan
+from pipeline.errors import UserError
 from pipeline.params import load_params
 
 COMMAND = ("-m", "pipeline", "reproduce", "--study", "toy", "--engine", "ray")
@@ -291,3 +293,16 @@ def test_a_node_that_cannot_take_part_says_why(tmp_path, change, words):
         errors = process.stderr.read()
     assert process.returncode == 2 and "Traceback" not in errors
     assert words in errors.splitlines()[-1]
+
+
+def test_an_address_where_nothing_listens_is_refused_at_once(monkeypatch):
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))  # bound and not listening: nobody else gets the port
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{bound.getsockname()[1]}")
+        with pytest.raises(UserError, match="no Ray cluster answers there"):
+            connect(Plan(tasks=(), ready=()))
+
+
+@pytest.mark.parametrize("address", ["", "auto", "local", "ray://head:10001"])
+def test_addresses_that_are_no_host_and_port_are_left_to_ray(address):
+    check_address(address)

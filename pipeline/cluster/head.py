@@ -9,6 +9,7 @@ is left.
 import contextlib
 import logging
 import os
+import socket
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from pipeline.reproduce import LOCK, LOG, MEMORY_A_JOB_GB, Progress, repro, sort
 
 GRID = CACHE / "reproduce.grid"
 POLL_S = 0.5
+CONNECT_S = 10.0
 RETRIES = 5  # of a stage whose node or process died; one that fails by itself is not tried again
 LAST_LINES = 8
 # Ray gives its head node one unit of this resource, of which other libraries take thousandths. Judging takes more
@@ -151,6 +153,7 @@ def connect(plan: Plan) -> None:
     """
     import ray
 
+    check_address(os.environ.get("RAY_ADDRESS", ""))
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -167,6 +170,20 @@ def connect(plan: Plan) -> None:
     gpus = max(task.gpus for task in plan.tasks)
     if gpus and not any(node["Resources"].get("GPU", 0) >= gpus for node in nodes):
         print(f"warning: no node has {gpus} GPU{'s' * (gpus > 1)}; such stages wait until one joins.", flush=True)
+
+
+def check_address(address: str) -> None:
+    """Raise UserError where nothing listens at a HOST:PORT; Ray itself tries for over three minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or "/" in host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"RAY_ADDRESS is {address}, and no Ray cluster answers there ({error}): start one (docs/cluster.md), or "
+            "unset it to have one started here."
+        ) from error
 
 
 def submit(plan: Plan, order: dict[str, Any], events: Any) -> list[tuple[Task, Any]]:
