@@ -40,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     parser.add_argument("--study", help="a name under studies in params.yaml (default: what this machine can run)")
     parser.add_argument(
-        "--jobs", type=_count, help="bases worked on side by side (default: one a core, 3 at most; hub studies 1)"
+        "--jobs",
+        type=_count,
+        help="bases worked on side by side (default: one more than cores, 3 at most; hub studies 1)",
     )
     parser.add_argument(
         "--engine",
@@ -100,10 +102,13 @@ def fetch_what_is_missing(params: Params, name: str) -> None:
 
 
 def default_jobs(params: Params, name: str) -> int:
-    """How many bases to work on side by side: as cores, memory and bases allow; one where a GPU is needed."""
+    """How many bases to work on side by side: as bases, cores and memory allow; one where a GPU is needed.
+
+    One more than cores, so that none is idle while DVC reads and writes, or while the last base is finished.
+    """
     if params.study(name).world == "hub":
         return 1
-    return max(1, min(len(params.bases_of(name)), cores(), int(memory_bytes() / 1e9 / MEMORY_A_JOB_GB), 3))
+    return max(1, min(len(params.bases_of(name)), cores() + 1, int(memory_bytes() / 1e9 / MEMORY_A_JOB_GB), 3))
 
 
 def reproduce(params: Params, name: str, jobs: int) -> None:

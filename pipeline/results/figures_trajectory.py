@@ -48,7 +48,8 @@ def along_training(frame: pd.DataFrame, seeds: pd.DataFrame, stem: Path, *, labe
                 axes.set_axisbelow(True)
                 if turned is not None:
                     axes.axvline(turned, color="#444444", linewidth=0.8, linestyle="--")
-            grid[0, column].set_title(str(run) if turned is None else f"{run}\nB turns most at step {turned}", loc="left")
+            title = str(run) if turned is None else f"{run}\nB turns most at step {turned}"
+            grid[0, column].set_title(title, loc="left")
             grid[-1, column].set_xlabel("training step")
         for axes, name in zip(grid[:, 0], PANELS.values(), strict=True):
             axes.set_ylabel(name)

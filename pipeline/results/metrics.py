@@ -13,7 +13,8 @@ The two are never mixed: every row of a result says which one made it, and carri
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.errors import UserError
@@ -62,7 +63,7 @@ def verdict_frame(verdicts: Iterable[Verdict]) -> pd.DataFrame:
     import pandas as pd
 
     columns = [field.name for field in fields(Verdict)]
-    return check_frame(pd.DataFrame([asdict(verdict) for verdict in verdicts], columns=columns))
+    return check_frame(pd.DataFrame([attrgetter(*columns)(verdict) for verdict in verdicts], columns=columns))
 
 
 def check_frame(frame: pd.DataFrame) -> pd.DataFrame:
