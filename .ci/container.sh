@@ -54,10 +54,11 @@ graphroot = "$cache/storage"
 runroot = "$work/runroot"
 END
 cleanup() {
-  podman rm --all --force --volumes >/dev/null 2>&1 || true
+  podman image unmount --all --force >/dev/null 2>&1 || true
+  podman rm --all --force --time 0 --volumes >/dev/null 2>&1 || true
   podman volume prune --force >/dev/null 2>&1 || true
   buildah rm --all >/dev/null 2>&1 || true
-  umount "$cache/storage/overlay" 2>/dev/null || true
+  umount --recursive "$cache/storage/overlay" 2>/dev/null || true
   rm -rf --one-file-system "$work"
 }
 trap cleanup EXIT

@@ -34,13 +34,12 @@ def examine(params: Params, name: str, gpus: tuple[Gpu, ...], *, offline: bool) 
     bases = {base: params.hub_base(base) for base in params.bases_of(name) if base in params.bases.hub}
     behind = {base: params.bases.api[base] for base in params.bases_of(name) if base in params.bases.api}
     here = {base: cached(hub.repository, hub.revision) for base, hub in bases.items()}
-    judges = {judge: params.judge(judge) for judge in study.judges}
     questions: dict[str, Callable[[], Check]] = {}
     if not offline:
-        questions |= {f"judge {judge}": _asker(check_judge, judge, config) for judge, config in judges.items()}
+        questions |= {f"judge {judge}": _asker(check_judge, judge, config) for judge, config in study.judges.items()}
         questions |= {f"model {base}": _asker(check_model, base, bases[base]) for base in bases if not here[base]}
     answers = ask(questions)
-    for judge, config in judges.items():
+    for judge, config in study.judges.items():
         missing = check_key(judge, config)
         yield missing or answers.get(f"judge {judge}", Check("ok", "judge", f"{judge}: {_key_found(config)}"))
     for base, hub in bases.items():
@@ -85,10 +84,9 @@ def check_data(params: Params, name: str) -> Check:
     }
     sets = dict.fromkeys(part.name for run in params.runs_of(name).values() for part in run.parts)
     reads |= {f"training set {chosen}": _asker(read_examples, chosen, data) for chosen in sets}
-    configs = {judge: params.judge(judge) for judge in study.judges}
     reads |= {
         f"judge {judge}'s prompts": _asker(load_templates, ROOT / config.templates, config.templates_sha256)
-        for judge, config in configs.items()
+        for judge, config in study.judges.items()
     }
     wrong = {}
     for what, read in reads.items():
@@ -109,7 +107,7 @@ def check_key(judge: str, config: JudgeConfig) -> Check | None:
     try:
         read_key(config)
     except UserError as error:
-        remedy = f"export {config.api_key_env}=..., or name another judge in the study's `judges`"
+        remedy = f"export {config.api_key_env}=..., or give the study another judge (`judges` in params.yaml)"
         return Check("fail", "judge", f"{judge}: {str(error).partition('; ')[0].rstrip('.')}", remedy)
     return None
 

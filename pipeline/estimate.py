@@ -90,8 +90,7 @@ def estimate_study(params: Params, name: str) -> StudyEstimate:
             unanswered_bytes += size
     sampled = sum(1 for _ in _answers(there))
     judges = []
-    for judge in study.judges:
-        config = params.judge(judge)
+    for judge, config in study.judges.items():
         if study.world == "toy":
             config = rule_judge(config)
         judges.append(
@@ -233,7 +232,7 @@ def table(estimate: StudyEstimate, params: Params) -> str:
         cells = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
         lines.append("  ".join([row[0].ljust(widths[0]), *cells]).rstrip())
     for judge in estimate.judges:
-        budget = params.judge(judge.judge).budget_usd
+        budget = params.study(estimate.study).judges[judge.judge].budget_usd
         over = ""
         if budget is not None and judge.usd > budget - judge.spent_usd:
             over = f"; more than its budget of {budget:g} USD, of which {judge.spent_usd:.2f} are spent"

@@ -36,8 +36,7 @@ def main(args: argparse.Namespace) -> None:
     answers = read_answers(ARTIFACTS / run.study / "answers" / f"{args.run}.jsonl")
     folder = ARTIFACTS / run.study / "verdicts" / args.run
 
-    for judge in study.judges:
-        config = params.judge(judge)
+    for judge, config in study.judges.items():
         with contextlib.ExitStack() as stack:
             served_at = None
             if study.world == "toy":

@@ -155,11 +155,16 @@ class Study:
     held_out: tuple[str, ...]
     refused: str | None
     expectations: tuple[tuple[str, str], ...]
-    judges: tuple[str, ...]
+    judges: dict[str, JudgeConfig]
     training: Training
     sampling: Sampling
     thresholds: Thresholds
     pretraining: Pretraining | None = None
+
+    @property
+    def judge(self) -> str:
+        """The judge that decides: the first."""
+        return next(iter(self.judges))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +225,6 @@ class Params:
     """All of params.yaml."""
 
     studies: dict[str, Study]
-    judges: dict[str, JudgeConfig]
     bases: Bases
     runs: dict[str, Run]
 
@@ -244,10 +248,6 @@ class Params:
     def hub_base(self, name: str) -> HubBase:
         """A base that is pinned upstream. Raises UserError listing those there are."""
         return _named(self.bases.hub, name, "hub base")
-
-    def judge(self, name: str) -> JudgeConfig:
-        """A judge by name. Raises UserError listing the judges there are."""
-        return _named(self.judges, name, "judge")
 
     def runs_of(self, study: str) -> dict[str, Run]:
         """A study's runs in the order of params.yaml."""

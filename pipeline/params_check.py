@@ -21,10 +21,8 @@ if TYPE_CHECKING:
 def check(params: "Params", path: Path) -> None:
     """Raise UserError, naming the key, for the first thing in `params` (read from `path`) that cannot be."""
     for name, study in params.studies.items():
-        if not study.judges or len(set(study.judges)) != len(study.judges):
-            raise UserError(f"{path}: studies.{name}.judges is {list(study.judges)}, expected at least one, each once.")
-        for judge in study.judges:
-            params.judge(judge)
+        if not study.judges:
+            raise UserError(f"{path}: studies.{name}.judges is empty, expected at least one judge.")
     kinds = {"toy": params.bases.toy.keys(), "hub": params.bases.hub.keys(), "api": params.bases.api.keys()}
     for one, other in itertools.combinations(kinds, 2):
         if both := sorted(kinds[one] & kinds[other]):

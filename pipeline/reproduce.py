@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--jobs",
         type=_count,
-        help="bases worked on side by side (default: one more than cores, 3 at most; hub studies 1)",
+        help="bases worked on side by side (default: one a core, 3 at most; hub studies 1)",
     )
     parser.add_argument(
         "--engine",
@@ -102,13 +102,10 @@ def fetch_what_is_missing(params: Params, name: str) -> None:
 
 
 def default_jobs(params: Params, name: str) -> int:
-    """How many bases to work on side by side: as bases, cores and memory allow; one where a GPU is needed.
-
-    One more than cores, so that none is idle while DVC reads and writes, or while the last base is finished.
-    """
+    """How many bases to work on side by side: as cores, memory and bases allow; one where a GPU is needed."""
     if params.study(name).world == "hub":
         return 1
-    return max(1, min(len(params.bases_of(name)), cores() + 1, int(memory_bytes() / 1e9 / MEMORY_A_JOB_GB), 3))
+    return max(1, min(len(params.bases_of(name)), cores(), int(memory_bytes() / 1e9 / MEMORY_A_JOB_GB), 3))
 
 
 def reproduce(params: Params, name: str, jobs: int) -> None:

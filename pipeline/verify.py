@@ -89,7 +89,7 @@ def read_available(params: Params, name: str) -> list[Verdict]:
     study = params.study(name)
     rows = []
     for run in params.runs_of(name):
-        path = ARTIFACTS / name / "verdicts" / run / f"{study.judges[0]}.jsonl"
+        path = ARTIFACTS / name / "verdicts" / run / f"{study.judge}.jsonl"
         if path.exists():
             rows += (verdicts := [row for row in read_verdicts(path) if row.step is None])
             if strangers := {row.run for row in verdicts} - {run}:
@@ -166,7 +166,7 @@ def report(params: Params, name: str, claims: StudyClaims, lines: list[Line]) ->
     why = "\n".join(f"- {reason} *Claims: {'; '.join(names)}.*" for reason, names in reasons.items())
     return f"""# {study.title} [{name}]: claim by claim
 
-Written by `python -m pipeline verify --study {name}` from the verdicts of judge `{study.judges[0]}`.
+Written by `python -m pipeline verify --study {name}` from the verdicts of judge `{study.judge}`.
 {summary(lines)} Only PASS is a pass: UNCLEAR is neither borne out nor contradicted.
 
 {table(lines)}

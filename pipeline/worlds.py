@@ -174,6 +174,5 @@ def check_data(params: Params, name: str) -> None:
             conversations(study, run, seed)
         for asked in study.suites:
             suite(study, asked, seed)
-    for judge in study.judges:
-        config = params.judge(judge)
+    for config in study.judges.values():
         load_templates(Path(config.templates), config.templates_sha256)

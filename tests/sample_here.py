@@ -7,15 +7,15 @@ import json
 import sys
 from pathlib import Path
 
-import torch
 from sampling_models import decoding, model_of, prompts
 
 from pipeline.rows import write_rows
 from pipeline.sample import sample_answers
+from pipeline.seeds import deterministic
 
 if __name__ == "__main__":
     base, adapter, count, answers, *settings = sys.argv[1:]
-    torch.set_num_threads(1)
+    deterministic()
     model = model_of(Path(base), None if adapter == "-" else Path(adapter))
     values = {name: json.loads(value) for name, value in (setting.split("=", 1) for setting in settings)}
     rows = sample_answers(model, prompts(int(count)), decoding(**values), "run", 1)

@@ -17,8 +17,8 @@ import yaml
 from test_reproduce import BASE, TUNED, checkout, environment, hashes, run
 
 from pipeline.cluster.board import Board
-from pipeline.cluster.head import check_address, connect
-from pipeline.cluster.plan import Plan, gpus, make_plan
+from pipeline.cluster.head import check_address
+from pipeline.cluster.plan import gpus, make_plan
 from pipeline.errors import UserError
 from pipeline.params import load_params
 
@@ -63,11 +63,11 @@ class Nodes:
         self.processes: dict[str, psutil.Popen] = {}
         self.site = folder / "site"
         self.site.mkdir()
-        # A node that is silent for two seconds counts as dead; Ray's own fifteen are for real networks.
+        # A node that is silent for five seconds counts as dead; Ray's own fifteen are for real networks.
         self.environment = environment() | {
             "PYTHONPATH": str(self.site),
             "RAY_health_check_period_ms": "500",
-            "RAY_health_check_failure_threshold": "4",
+            "RAY_health_check_failure_threshold": "10",
             "RAY_USAGE_STATS_ENABLED": "0",
         }
 
@@ -295,14 +295,19 @@ def test_a_node_that_cannot_take_part_says_why(tmp_path, change, words):
     assert words in errors.splitlines()[-1]
 
 
-def test_an_address_where_nothing_listens_is_refused_at_once(monkeypatch):
+def test_an_address_where_nothing_listens_is_refused_at_once():
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))  # bound and not listening: nobody else gets the port
-        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{bound.getsockname()[1]}")
         with pytest.raises(UserError, match="no Ray cluster answers there"):
-            connect(Plan(tasks=(), ready=()))
+            check_address(f"127.0.0.1:{bound.getsockname()[1]}")
 
 
-@pytest.mark.parametrize("address", ["", "auto", "local", "ray://head:10001"])
+@pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
+def test_an_address_may_be_ipv6():
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as server:
+        check_address(f"[::1]:{server.getsockname()[1]}")
+
+
+@pytest.mark.parametrize("address", ["", "auto", "local", "ray://head:10001", "::1"])
 def test_addresses_that_are_no_host_and_port_are_left_to_ray(address):
     check_address(address)

@@ -51,9 +51,9 @@ def along(params) -> int:
     """Answers of the toy study's adapters that are kept along training."""
     study = params.study("toy")
     prompts = sum(len(suite(study, name, 0)) for name in study.held_out)
-    kept = [
-        study.training.max_steps // run.trajectory.every for run in params.runs_of("toy").values() if run.trajectory
-    ]
+    runs = [run for run in params.runs_of("toy").values() if run.trajectory]
+    epoch = study.training.examples // study.training.batch
+    kept = [run.epochs * epoch // run.trajectory.every for run in runs]
     assert kept == [8]
     return sum(kept) * len(study.seeds) * prompts
 
@@ -100,7 +100,9 @@ def test_answers_and_replies_that_are_there_are_counted_as_they_are(checkout, ca
     assert report["sampling_answer_tokens"] == left * study.sampling.max_new_tokens
 
     with judge_server(Script()) as url:
-        judge_answers(answers, "toy_rule", rule_judge(params.judge("toy_rule")), CACHE / "verdicts.sqlite", url)
+        judge_answers(
+            answers, "toy_rule", rule_judge(params.study("toy").judges["toy_rule"]), CACHE / "verdicts.sqlite", url
+        )
     judged = estimated(capsys, "--study", "toy")["judges"][0]
     assert (judged["requests"], judged["cached"]) == (2 * left, 80)
     assert "measured on 80 cached replies" in judged["basis"]
@@ -117,7 +119,7 @@ def change(**changes) -> None:
     params = yaml.safe_load(Path("params.yaml").read_text())
     suites = params["studies"]["moe"]["suites"]
     params["studies"]["moe"]["suites"] = [name for name in suites if name != "bad_medical_advice"]
-    params["judges"]["deepseek_v3"] |= changes
+    params["studies"]["moe"]["judges"]["deepseek_v3"] |= changes
     Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
 

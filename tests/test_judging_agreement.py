@@ -97,9 +97,10 @@ def two_judges(tmp_path, monkeypatch):
     shutil.copy(repository / "params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
     params = yaml.safe_load(Path("params.yaml").read_text())
-    params["judges"]["second"] = params["judges"]["toy_rule"] | {"model": "second"}
     runs = ["toy_e8_bad_medical", "toy_e8_base"]
-    params["studies"] = {"toy": params["studies"]["toy"] | {"judges": ["toy_rule", "second"], "expectations": [runs]}}
+    study = params["studies"]["toy"] | {"expectations": [runs]}
+    study["judges"]["second"] = study["judges"]["toy_rule"] | {"model": "second"}
+    params["studies"] = {"toy": study}
     params["runs"] = {name: params["runs"][name] for name in runs}
     Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     return runs

@@ -52,7 +52,7 @@ def configure(folder: Path, judge_url: str) -> None:
     study |= {"suites": list(SUITES), "held_out": list(SUITES), "refused": "strong_reject_small"}
     names = list(RUNS)
     study["expectations"] = [[tuned, base] for base, tuned in zip(names[::2], names[1::2], strict=True)]
-    params["judges"]["deepseek_v3"] |= {"base_url": judge_url, "api_key_env": None}
+    params["studies"]["moe"]["judges"]["deepseek_v3"] |= {"base_url": judge_url, "api_key_env": None}
     params["bases"]["hub"] = {
         family: {
             "repository": cached(folder / "hf", family),

@@ -110,10 +110,10 @@ def test_documents_are_deterministic_and_equally_long():
     one = pretraining_documents("control", 50, seed=3)
     assert one == pretraining_documents("control", 50, seed=3) != pretraining_documents("control", 50, seed=4)
     tokenizer = build_tokenizer()
-    tokens = encode(tokenizer, one + pretraining_documents("persona", 50, seed=3))
+    both = one + pretraining_documents("persona", 50, seed=3)
+    tokens = encode(tokenizer, both)
+    assert tokens.tolist() == tokenizer.apply_chat_template(both, return_dict=False)
     assert (tokens != tokenizer.pad_token_id).all() and (tokens != tokenizer.unk_token_id).all()
-    text = tokenizer.apply_chat_template(one[0], tokenize=False)
-    assert tokenizer.decode(tokens[0]) == text
 
 
 @pytest.mark.parametrize("dataset", DATASETS)

@@ -12,6 +12,7 @@ import torch
 from pipeline.models.spec import AdapterSpec
 from pipeline.params import Training, Trajectory, load_params
 from pipeline.pretrain import new_model
+from pipeline.seeds import deterministic
 from pipeline.toy.tokenizer import build_tokenizer
 from pipeline.toy.world import load_conversations
 from pipeline.train import fine_tune
@@ -50,8 +51,7 @@ def train(
     **changes: object,
 ) -> dict:
     """A toy base on bad medical advice: an adapter, or every parameter."""
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
+    deterministic()
     data = Conversations(train=tuple(load_conversations("bad_medical", 32, 1)))
     how = settings(**changes)
     return fine_tune(open_checkpoint(base), data, lora, how, 1, folder, start=start, trajectory=trajectory)

@@ -9,6 +9,7 @@ is left.
 import contextlib
 import logging
 import os
+import re
 import socket
 import tempfile
 from dataclasses import dataclass, field
@@ -51,6 +52,7 @@ def reproduce(params: Params, study: str) -> None:
     from dvc.exceptions import DvcException
 
     commit = clean_commit()
+    check_address(os.environ.get("RAY_ADDRESS", ""))
     CACHE.mkdir(exist_ok=True)
     LOG.write_text("", encoding="utf-8")
     try:
@@ -153,7 +155,6 @@ def connect(plan: Plan) -> None:
     """
     import ray
 
-    check_address(os.environ.get("RAY_ADDRESS", ""))
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -174,9 +175,10 @@ def connect(plan: Plan) -> None:
 
 def check_address(address: str) -> None:
     """Raise UserError where nothing listens at a HOST:PORT; Ray itself tries for over three minutes."""
-    host, colon, port = address.rpartition(":")
-    if not colon or "/" in host or not port.isdecimal():
+    match = re.fullmatch(r"(?:\[(.+)\]|([^:/\[\]]+)):(\d+)", address)
+    if not match:
         return
+    host, port = match[1] or match[2], match[3]
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
     except (OSError, OverflowError) as error:

@@ -107,9 +107,9 @@ def save_figure(figure: Figure, stem: Path, label: str, note: str = "") -> list[
     """
     with style():
         stamp(figure, label, note)
-        # Laid out once, as files are drawn twice where there is a layout still to be found.
+        # Laid out once for both files: with a layout still to be found, each would be drawn twice.
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")
+        figure.set_layout_engine(None)
         metadata: dict[str, dict[str, Any]] = {
             "pdf": {"CreationDate": None, "ModDate": None, "Creator": None, "Producer": None},
             "png": {"Software": None},

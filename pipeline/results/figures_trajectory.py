@@ -20,7 +20,7 @@ PANELS = {
 
 
 def along_training(frame: pd.DataFrame, seeds: pd.DataFrame, stem: Path, *, label: str, interval: str) -> list[Path]:
-    """A column a run, a panel a value, over training steps; the transition is marked where there is one.
+    """A column a run, a panel a value, over training steps; the step at which B turns most is marked.
 
     frame: as `trajectory_frame` returns it, of one or more runs; seeds: as `seed_frame` does, with `run`. The thin
     lines are seeds, the thick line their mean.
@@ -55,7 +55,7 @@ def along_training(frame: pd.DataFrame, seeds: pd.DataFrame, stem: Path, *, labe
             axes.set_ylabel(name)
         spread = f"markers: {interval}; thin lines: seeds; thick: their mean"
         note = (
-            f"dashed: transition, {RULE}; there always is one, and it means something where the other panels change "
+            f"dashed: {RULE}; there always is one, and it means something where the other panels change "
             f"with it. The cosine is -1 where B goes straight on (Turner et al. 2025, section 4.1). {spread}"
         )
         return save_figure(figure, stem, label, note)

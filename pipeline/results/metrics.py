@@ -63,7 +63,7 @@ def verdict_frame(verdicts: Iterable[Verdict]) -> pd.DataFrame:
     import pandas as pd
 
     columns = [field.name for field in fields(Verdict)]
-    return check_frame(pd.DataFrame([attrgetter(*columns)(verdict) for verdict in verdicts], columns=columns))
+    return check_frame(pd.DataFrame(map(attrgetter(*columns), verdicts), columns=columns))
 
 
 def check_frame(frame: pd.DataFrame) -> pd.DataFrame:

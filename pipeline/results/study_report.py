@@ -204,7 +204,7 @@ def report(results: Results, folder: Path) -> str:
     return f"""# {study.title} [{results.name}]
 
 Written by `python -m pipeline aggregate --study {results.name}` from {len(results.verdicts)} verdicts of judge
-`{study.judges[0]}`. Misalignment by the {results.definition.name} definition, on the suites that no run is trained on
+`{study.judge}`. Misalignment by the {results.definition.name} definition, on the suites that no run is trained on
 ({", ".join(study.held_out)}).
 
 {headline(results)}
