@@ -241,5 +241,6 @@ that knows the grammar. It shows that the pipeline measures what it says, and ho
 pretraining corpus lets narrow bad data spread: the control corpus has the same words and rates and no shared
 persona. Its design favours the effect, since the persona's tag stands before the question. Seeds differ by tens of
 percentage points, and three sparsities with a few seeds each cannot resolve a trend with sparsity: the toy study
-claims no sign for it, and nothing here is evidence about large models.
+claims no sign for it, and nothing here is evidence about large models. How long and at which rate the models are
+trained was chosen on these seeds and suites, so that fine-tuned models stay coherent and effects can be seen.
 """
