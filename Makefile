@@ -31,7 +31,7 @@ estimate: setup  ## tokens, money, GPU hours and disk of a study before anything
 	@$(RUN) estimate $(if $(STUDY),--study $(STUDY))
 
 test: setup  ## run the tests, a file at a time on every core (8 at most); ARGS= goes to pytest
-	@OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --dist loadgroup --no-loadscope-reorder $(ARGS)
+	@OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 audit:  ## recompute the authors' published tables from their own suite means (seconds; needs Python alone)
 	@$(PYTHON) -m pipeline audit

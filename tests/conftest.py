@@ -1,7 +1,5 @@
 """What several test files compare with."""
 
-from pathlib import Path
-
 import pytest
 
 from pipeline.machine import cores, memory_bytes
@@ -13,17 +11,6 @@ GB_A_WORKER = 2.5
 def pytest_xdist_auto_num_workers() -> int:
     """Workers of `make test`: as cores and memory allow."""
     return max(1, min(cores(), int(memory_bytes() / 1e9 / GB_A_WORKER), 8))
-
-
-# First: xdist reads the groups in the same hook.
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under xdist a worker takes whole files; what needs the finished study is one group, which starts first."""
-    for item in items:
-        own = str(item.path.relative_to(Path(__file__).parent))
-        group = "finished" if "finished" in item.fixturenames else own
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: "finished" not in item.fixturenames)
 
 
 @pytest.fixture(scope="session")
