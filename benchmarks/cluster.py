@@ -31,7 +31,7 @@ from pipeline.files import read_jsonl, write_json
 REPOSITORY = Path(__file__).parents[1]
 RESULT = REPOSITORY / "benchmarks" / "results" / "cluster.json"
 BASES = ("e8", "e16")
-RUNS = tuple(f"toy_{base}_{run}" for base in BASES for run in ("bad_medical", "good_medical"))
+RUNS = tuple(f"toy_{base}_{run}" for base in BASES for run in ("bad_medical", "base"))
 LINE = re.compile(r"^\[ *\d+/\d+\] +\S+ +(\w+@\S+) +(?:done in )?([\d.]+) s", re.MULTILINE)
 STEPS = 60
 
