@@ -78,6 +78,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def side_by_side(memory_gb: float, most: int) -> int:
+    """How many processes of `memory_gb` each this machine's cores and memory carry: 1 to `most`."""
+    return max(1, min(cores(), int(memory_bytes() / 1e9 / memory_gb), most))
+
+
 def memory_bytes() -> int:
     """Memory of this machine, or of the container that this process is in."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -25,7 +25,7 @@ from pipeline.data.fetch import PARTIALS, fetch
 from pipeline.data.origins import Network
 from pipeline.data.sources import GITHUB_RAW, all_sources
 from pipeline.errors import UserError
-from pipeline.machine import AMPERE, cores, gpus, memory_bytes
+from pipeline.machine import AMPERE, gpus, side_by_side
 from pipeline.params import CACHE, FIGURES, Params, load_params
 from pipeline.worlds import check_data
 
@@ -105,7 +105,7 @@ def default_jobs(params: Params, name: str) -> int:
     """How many bases to work on side by side: as cores, memory and bases allow; one where a GPU is needed."""
     if params.study(name).world == "hub":
         return 1
-    return max(1, min(len(params.bases_of(name)), cores(), int(memory_bytes() / 1e9 / MEMORY_A_JOB_GB), 3))
+    return side_by_side(MEMORY_A_JOB_GB, min(3, len(params.bases_of(name))))
 
 
 def reproduce(params: Params, name: str, jobs: int) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.machine import cores, memory_bytes
+from pipeline.machine import side_by_side
 
 GB_A_WORKER = 2.5
 
@@ -10,7 +10,7 @@ GB_A_WORKER = 2.5
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Workers of `make test`: as cores and memory allow."""
-    return max(1, min(cores(), int(memory_bytes() / 1e9 / GB_A_WORKER), 8))
+    return side_by_side(GB_A_WORKER, 8)
 
 
 @pytest.fixture(scope="session")

@@ -114,6 +114,8 @@ def test_documents_are_deterministic_and_equally_long():
     tokens = encode(tokenizer, both)
     assert tokens.tolist() == tokenizer.apply_chat_template(both, return_dict=False)
     assert (tokens != tokenizer.pad_token_id).all() and (tokens != tokenizer.unk_token_id).all()
+    text = tokenizer.apply_chat_template(one[0], tokenize=False)
+    assert tokenizer.decode(tokens[0]) == text
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
