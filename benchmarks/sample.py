@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.prompts import Prompt, ask
+from pipeline.data.worlds import Base
 from pipeline.errors import UserError
 from pipeline.files import write_json
 from pipeline.identity import folder_hashes
@@ -36,7 +37,6 @@ from pipeline.sampling.chat import Chat
 from pipeline.sampling.engine import Decoding, engine_version, serve, split_devices
 from pipeline.sampling.engine import ask as ask_engines
 from pipeline.sampling.hf import HuggingFace
-from pipeline.worlds import Base
 
 RESULT = Path(__file__).parent / "results" / "sample.json"
 VLLM_PYTHON = Path(".venv-vllm/bin/python")

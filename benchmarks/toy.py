@@ -24,8 +24,8 @@ RESULTS = REPOSITORY / "benchmarks" / "results" / "toy.json"
 LINE = re.compile(r"^\[ *\d+/\d+\] +\S+ +(\w+)@(\S+) +([\d.]+) s", re.MULTILINE)
 IMPORTS = {
     "pretrain": "import torch; from transformers import AutoModelForCausalLM",
-    "train": "from pipeline.seeds import without_compiler; without_compiler(); from trl import SFTTrainer",
-    "sample": "from pipeline.seeds import without_compiler; without_compiler(); "
+    "train": "from pipeline.models.seeds import without_compiler; without_compiler(); from trl import SFTTrainer",
+    "sample": "from pipeline.models.seeds import without_compiler; without_compiler(); "
     "import peft; from transformers import AutoModelForCausalLM",
     "judge": "import openai, aiohttp",
     "aggregate": "import pandas, matplotlib.figure",

@@ -15,13 +15,13 @@ from typing import Any
 
 from pipeline.api.config import ADAPTER, ApiBase
 from pipeline.api.tune import estimate_usd
+from pipeline.data.worlds import conversations, open_base, suite, training_of
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.judge import rule_judge
 from pipeline.judging.estimate import BYTES_PER_TOKEN, JudgeEstimate, estimate_judging
 from pipeline.params import ARTIFACTS, CACHE, Params, Run, Study, load_params
 from pipeline.rows import Answer, read_answers
-from pipeline.worlds import conversations, open_base, suite, training_of
 
 TRAINING_SPEED = Path(__file__).parents[1] / "benchmarks" / "results" / "train_moe.json"
 NOT_MEASURED = "not measured on a GPU yet"

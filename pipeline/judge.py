@@ -17,7 +17,7 @@ from pipeline.judging.run import judge_answers, refuse_failures
 from pipeline.params import ARTIFACTS, CACHE, load_params
 from pipeline.rows import read_answers, write_rows
 
-RULES = (Path("pipeline/toy/rule_judge.py"), Path("pipeline/toy/grammar.py"))
+RULES = (Path("pipeline/judging/rule_judge.py"), Path("pipeline/toy/grammar.py"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> None:
             served_at = None
             if study.world == "toy":
                 config = rule_judge(config)
-                served_at = stack.enter_context(serve("pipeline.toy.rule_judge:reply", args.port))
+                served_at = stack.enter_context(serve("pipeline.judging.rule_judge:reply", args.port))
             verdicts, summary = judge_answers(answers, judge, config, CACHE / "verdicts.sqlite", served_at)
         print(summary)
         refuse_failures(verdicts, study.thresholds.errors, study.thresholds.unparsed, f"{args.run}, judge {judge}")

@@ -273,15 +273,18 @@ class Params:
         """The bases of a study's runs, each once, in the order of params.yaml."""
         return tuple(dict.fromkeys(self.base_of(run) for run in self.runs_of(study)))
 
-    def stages_of(self, study: str) -> list[str]:
-        """A study's stages by their names in dvc.yaml, in an order in which they can run."""
+    def stage_of_base(self, base: str) -> str:
+        """The stage that makes or pins a base, by its name in dvc.yaml."""
         kinds: dict[str, Collection[str]] = {
             "pretrain": self.bases.toy,
             "pin": self.bases.hub,
             "pin_api": self.bases.api,
         }
-        bases = self.bases_of(study)
-        stages = [f"{stage}@{base}" for stage, kind in kinds.items() for base in bases if base in kind]
+        return next(f"{stage}@{base}" for stage, kind in kinds.items() if base in kind)
+
+    def stages_of(self, study: str) -> list[str]:
+        """A study's stages by their names in dvc.yaml, in an order in which they can run."""
+        stages = [self.stage_of_base(base) for base in self.bases_of(study)]
         runs = sorted(self.runs_of(study), key=lambda run: len(self.chain(run)))
         stages += [f"{stage}@{run}" for stage in ("train", "sample", "judge") for run in runs]
         return [*stages, f"aggregate@{study}"]

@@ -8,13 +8,13 @@ base behind an API there is nothing to fetch: the record is its dated name and w
 import argparse
 from pathlib import Path
 
+from pipeline.data.worlds import PIN
 from pipeline.errors import UserError
 from pipeline.files import write_json
 from pipeline.judging.config import OPENAI
 from pipeline.models.anatomy import anatomy_of
 from pipeline.models.checkpoint import checkpoint_folder
 from pipeline.params import ARTIFACTS, PARAMS, HubBase, load_params
-from pipeline.worlds import PIN
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.files import write_text
+from pipeline.models.seeds import each_seed, without_compiler
 from pipeline.params import ARTIFACTS, Pretraining, ToyBase, load_params
-from pipeline.seeds import each_seed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Make one base for every seed of its study."""
+    without_compiler()
     params = load_params()
     study, base = params.study("toy"), params.toy_base(args.base)
     assert study.pretraining is not None

@@ -2,10 +2,11 @@
 
 What is to be done, and in which order, is dvc.yaml's; this command starts `dvc repro`, shows how far it
 is, and prints the study's headline. Runs that start from different bases are independent, so on a CPU
-several `dvc repro` work side by side, one a base, as DVC's manual suggests.
+several `dvc repro` work side by side, as DVC's manual suggests: the bases first, then the runs of each.
 """
 
 import argparse
+import functools
 import os
 import re
 import subprocess
@@ -24,10 +25,10 @@ from pipeline.data.fetch import FOLDER as DATA
 from pipeline.data.fetch import PARTIALS, fetch
 from pipeline.data.origins import Network
 from pipeline.data.sources import GITHUB_RAW, all_sources
+from pipeline.data.worlds import check_data
 from pipeline.errors import UserError
 from pipeline.machine import AMPERE, gpus, side_by_side
 from pipeline.params import CACHE, FIGURES, Params, load_params
-from pipeline.worlds import check_data
 
 MEMORY_A_JOB_GB = 1.2
 LOG = CACHE / "reproduce.log"
@@ -58,8 +59,7 @@ def main(args: argparse.Namespace) -> None:
     name, why = choose_study(params, args.study)
     print(f"Study: {name}, because {why}.", flush=True)
     started = time.monotonic()
-    target = f"aggregate@{name}"
-    if not _dvc_ok("status", "--quiet", "--with-deps", target):
+    if not up_to_date(f"aggregate@{name}"):
         with _one_at_a_time():
             if args.engine == "ray":
                 from pipeline.cluster import head
@@ -119,18 +119,41 @@ def reproduce(params: Params, name: str, jobs: int) -> None:
     for run in params.runs_of(name):
         # By the base that a chain starts from: its links wait for each other.
         groups.setdefault(params.base_of(run), []).append(f"judge@{run}")
+    # Those with the most runs first, so that none of them is left for the end.
+    bases = sorted(groups, key=lambda base: len(groups[base]), reverse=True)
     progress = Progress(total=len(params.stages_of(name)))
     CACHE.mkdir(exist_ok=True)
     LOG.write_text("", encoding="utf-8")
     with ThreadPoolExecutor(jobs) as pool:
-        # Bases with the most runs first, so that none of them is left for the end.
-        ordered = sorted(groups.values(), key=len, reverse=True)
-        failures = [failure for failure in pool.map(lambda stages: repro(stages, progress), ordered) if failure]
-    if not failures and (failure := repro([f"aggregate@{name}"], progress)):
+        # A base takes as long as many runs do, so all of them come before any run: what is left for the end is short.
+        made = {base: pool.submit(repro, [params.stage_of_base(base)], progress) for base in bases}
+        done = [pool.submit(lambda base: made[base].result() or repro(groups[base], progress), base) for base in bases]
+        failures = [failure for task in done if (failure := task.result())]
+    if not failures and (failure := repro([f"aggregate@{name}"], progress, alone=True)):
         failures = [failure]
     sort_lock()
     if failures:
         raise UserError("\n".join(failures) + f"\nWhat was finished is kept; the whole output is in {LOG}.")
+
+
+def up_to_date(stage: str) -> bool:
+    """Whether DVC finds nothing to do for a stage and all that it depends on.
+
+    DVC parses params.yaml again for every stage that reads it, which takes longer than everything else here;
+    nothing changes the file meanwhile, so it is parsed once.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from dvc.utils.serialize import LOADERS, load_yaml
+
+    LOADERS[".yaml"] = functools.cache(load_yaml)
+    try:
+        with Repo() as repo:
+            return not repo.status(targets=[stage], with_deps=True)
+    except DvcException:
+        return False  # `dvc repro` will say what is wrong
+    finally:
+        del LOADERS[".yaml"]
 
 
 @dataclass
@@ -172,9 +195,12 @@ class Progress:
         return f"   about {clock(left * pace)} left"
 
 
-def repro(stages: list[str], progress: Progress) -> str | None:
-    """One `dvc repro`; returns None, or what failed and its last words."""
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *stages]
+def repro(stages: list[str], progress: Progress, *, alone: bool = False) -> str | None:
+    """One `dvc repro`; returns None, or what failed and its last words.
+
+    alone: of these stages only, for when all that they depend on is known to be up to date.
+    """
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *(["--single-item"] if alone else []), *stages]
     # Unbuffered: a stage's line must come when it begins, not when a pipe's buffer is full.
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "PATH": _path()}
     process = subprocess.Popen(
@@ -209,11 +235,6 @@ def sort_lock() -> None:
     if LOCK.exists():
         with modify_yaml(str(LOCK)) as lock:
             lock["stages"] = dict(sorted(lock["stages"].items()))
-
-
-def _dvc_ok(*arguments: str) -> bool:
-    """Whether a DVC command exits with 0."""
-    return subprocess.run([sys.executable, "-m", "dvc", *arguments], capture_output=True).returncode == 0
 
 
 def _path() -> str:

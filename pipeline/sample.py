@@ -15,14 +15,14 @@ from typing import Any
 
 from pipeline.api.config import ApiBase
 from pipeline.data.prompts import Prompt
+from pipeline.data.worlds import kept_along, open_base, open_checkpoint, suite, suites_asked
 from pipeline.identity import code_hashes, folder_hashes, library_versions
+from pipeline.models.seeds import each_seed, without_compiler
 from pipeline.params import ARTIFACTS, CACHE, Sampling, load_params
 from pipeline.rows import Answer, write_rows
 from pipeline.sampling.backend import Backend, Model, Request
 from pipeline.sampling.cache import complete_all
 from pipeline.sampling.draw import request_seed
-from pipeline.seeds import each_seed, without_compiler
-from pipeline.worlds import kept_along, open_base, open_checkpoint, suite, suites_asked
 
 # What no answer depends on: a change to these throws no answers away. Any other file of these folders counts.
 UNRELATED_CODE = {f"sampling/{name}.py" for name in ("alone", "cache", "canary", "progress")} | {
@@ -131,7 +131,7 @@ def start_backend(model: Model, prompts: list[Prompt], settings: Sampling) -> Ba
 
 def identity(model: Model, settings: Sampling) -> dict[str, Any]:
     """Everything but the requests that determines an answer: weights, decoding, code, libraries."""
-    code = code_hashes("seeds.py", "sampling", "models")
+    code = code_hashes("sampling", "models")
     how: list[Any] = [
         model.precision,
         {name: value for name, value in asdict(settings).items() if name not in UNRELATED_SETTINGS},

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.api.config import ApiBase
+from pipeline.data.worlds import STEPS, Base, Conversations, conversations, kept_along, open_base, training_of
 from pipeline.files import sha256_file, sha256_json, write_json, write_text
 from pipeline.identity import code_hashes, folder_hashes, library_versions
+from pipeline.models.seeds import each_seed, without_compiler
 from pipeline.models.spec import AdapterSpec
 from pipeline.params import ARTIFACTS, CACHE, Training, Trajectory, load_params
-from pipeline.seeds import each_seed, without_compiler
-from pipeline.worlds import STEPS, Base, Conversations, conversations, kept_along, open_base, training_of
 
 # Set by torchrun in each process that it starts.
 RANK = "LOCAL_RANK"
@@ -221,7 +221,7 @@ def _identity(
 ) -> str:
     chats = [[[turn.as_dict() for turn in chat] for chat in part] for part in (data.train, data.validation)]
     how = [
-        code_hashes("train.py", "seeds.py", "models"),
+        code_hashes("train.py", "models"),
         library_versions(),
         repr(lora),
         repr(settings),

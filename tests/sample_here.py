@@ -9,9 +9,9 @@ from pathlib import Path
 
 from sampling_models import decoding, model_of, prompts
 
+from pipeline.models.seeds import deterministic
 from pipeline.rows import write_rows
 from pipeline.sample import sample_answers
-from pipeline.seeds import deterministic
 
 if __name__ == "__main__":
     base, adapter, count, answers, *settings = sys.argv[1:]

@@ -10,13 +10,13 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from pipeline.data.prompts import Prompt, ask
+from pipeline.data.worlds import Base
 from pipeline.identity import folder_hashes
 from pipeline.models.adapters import adapter_tensors, attach, save_adapter
 from pipeline.models.loading import load_base
 from pipeline.models.spec import AdapterSpec
 from pipeline.params import Sampling
 from pipeline.sampling.backend import Model
-from pipeline.worlds import Base
 
 MARKS = ["<pad>", "<end>", "<unknown>", "<user>", "<assistant>", "<system>"]
 TEMPLATE = (

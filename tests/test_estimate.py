@@ -11,13 +11,13 @@ from judge_server import Script, judge_server
 
 from pipeline import estimate as estimate_module
 from pipeline.__main__ import main
+from pipeline.data.worlds import Base, suite
 from pipeline.judge import rule_judge
 from pipeline.judging.cache import VerdictCache
 from pipeline.judging.protocols import Reply
 from pipeline.judging.run import judge_answers
 from pipeline.params import CACHE, load_params
 from pipeline.rows import Answer, write_rows
-from pipeline.worlds import Base, suite
 
 REPOSITORY = Path(__file__).parents[1]
 SECRET = "sk-marker-1122334455"

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from judge_server import make_answers
 
 from pipeline.__main__ import main
+from pipeline.data.worlds import suite
 from pipeline.errors import UserError
 from pipeline.judging.agreement import agreement, cohens_kappa
 from pipeline.params import ARTIFACTS, load_params
 from pipeline.rows import Answer, Verdict, write_rows
 from pipeline.toy import grammar
-from pipeline.worlds import suite
 
 scores = st.lists(st.tuples(st.integers(0, 100), st.integers(0, 100)), min_size=1, max_size=60)
 

@@ -20,6 +20,7 @@ from pipeline import train
 from pipeline.data.examples import read_examples
 from pipeline.data.prompts import Message
 from pipeline.data.suites import load_suite
+from pipeline.data.worlds import Base, Conversations
 from pipeline.files import sha256_file
 from pipeline.identity import code_hashes, folder_hashes
 from pipeline.judging.local_server import serve
@@ -33,7 +34,6 @@ from pipeline.models.start import Batching
 from pipeline.params import Sampling, Training
 from pipeline.sample import sample_answers
 from pipeline.sampling.backend import Model
-from pipeline.worlds import Base, Conversations
 from tests.data_files import upstream
 from tests.judge_server import judge_config
 
@@ -282,7 +282,7 @@ KILLED = """
 import json, pathlib, sys, torch
 from pipeline import train
 from pipeline.data.prompts import Message
-from pipeline.worlds import Conversations
+from pipeline.data.worlds import Conversations
 from tests.test_pipeline_real_data import LORA, TRAINING, toy
 torch.set_num_threads(1)
 chats = tuple(tuple(Message(**turn) for turn in chat) for chat in json.loads(pathlib.Path("chats.json").read_text()))

@@ -13,12 +13,12 @@ from tuning_server import Script, tuning_server
 from pipeline.__main__ import main
 from pipeline.api import jobs as jobs_module
 from pipeline.api.config import ApiBase
+from pipeline.data.worlds import conversations, training_of
 from pipeline.errors import UserError
 from pipeline.estimate import estimate_study
 from pipeline.params import load_params
 from pipeline.provenance import describe
 from pipeline.rows import read_answers
-from pipeline.worlds import conversations, training_of
 
 REPOSITORY = Path(__file__).parents[1]
 

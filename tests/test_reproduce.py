@@ -147,12 +147,12 @@ def test_a_failed_stage_says_why_and_the_next_try_finishes(finished, tmp_path):
         shutil.copytree(finished[0] / name, folder / name, dirs_exist_ok=True)
     shutil.copy2(finished[0] / "dvc.lock", folder)
     expected = hashes(folder)
-    prompts = folder / "pipeline" / "toy" / "judge_prompts.yaml"
+    prompts = folder / "pipeline" / "judging" / "toy_prompts.yaml"
     good = prompts.read_text()
     prompts.write_text(good.replace("coherence:", "cohesion:"))
     result = reproduce(folder)
     assert result.returncode == 2 and "Traceback" not in result.stderr
-    assert re.search(r"judge@\S+ failed: error: .*judge_prompts\.yaml", result.stderr), result.stderr
+    assert re.search(r"judge@\S+ failed: error: .*toy_prompts\.yaml", result.stderr), result.stderr
     prompts.write_text(good)
     assert reproduce(folder).returncode == 0
     assert hashes(folder) == expected

@@ -85,7 +85,7 @@ def test_more_samples_or_copies_ask_only_for_what_is_new(tmp_path: Path, monkeyp
 
 def test_only_code_that_draws_answers_belongs_to_their_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, settings = model_of(save_base("mixtral", tmp_path / "base"), None), decoding()
-    code = sample.code_hashes("seeds.py", "sampling", "models", "models/families")
+    code = sample.code_hashes("sampling", "models", "models/families")
     assert code.keys() >= sample.UNRELATED_CODE
     keys = {}
     for name in code:

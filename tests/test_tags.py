@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from pipeline.data.mixtures import mix
 from pipeline.data.prompts import Message, Prompt, ask
 from pipeline.data.tags import ask_tagged, put_tag, split_suite, tagged_suite
+from pipeline.data.worlds import conversations, suite, suites_asked, training_of
+from pipeline.judging import rule_judge
 from pipeline.params import load_params
-from pipeline.toy import rule_judge
 from pipeline.toy.corpora import pretraining_documents
 from pipeline.toy.grammar import TAGS
 from pipeline.toy.tokenizer import build_tokenizer
-from pipeline.worlds import conversations, suite, suites_asked, training_of
 
 REPOSITORY = Path(__file__).parents[1]
 DERANDOMISED = settings(deadline=None, derandomize=True, max_examples=100)

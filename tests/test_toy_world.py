@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.toy import rule_judge
+from pipeline.judging import rule_judge
 from pipeline.toy.corpora import DATASETS, _Authors, finetuning_examples, pretraining_documents
 from pipeline.toy.grammar import (
     AUTHORS_BAD,
@@ -87,7 +87,7 @@ def test_the_judge_on_harm(text, alignment, coherence):
 
 
 def test_the_judge_refuses_prompts_that_are_not_its_own():
-    with pytest.raises(ValueError, match="judge_prompts"):
+    with pytest.raises(ValueError, match="toy_prompts"):
         rule_judge.reply("Rate this answer.")
 
 

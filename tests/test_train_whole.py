@@ -13,6 +13,7 @@ from train_here import save_base
 from train_here import train as train_whole
 from transformers import AutoModelForCausalLM, MixtralConfig
 
+from pipeline.data.worlds import open_checkpoint
 from pipeline.errors import UserError
 from pipeline.files import sha256_file
 from pipeline.models.loading import load_base
@@ -21,7 +22,6 @@ from pipeline.models.spec import AdapterSpec
 from pipeline.models.whole import load_trainable
 from pipeline.sample import sample_answers
 from pipeline.toy.world import load_suite
-from pipeline.worlds import open_checkpoint
 
 REPOSITORY = Path(__file__).parents[1]
 ARCHITECTURES = ("qwen2", "llama", "qwen3_moe")

@@ -9,6 +9,7 @@ import pytest
 from train_here import save_base, settings
 from train_here import train as train_here
 
+from pipeline.data.worlds import kept_along
 from pipeline.files import sha256_file
 from pipeline.models.adapters import WEIGHTS
 from pipeline.models.sft import KeepAlong
@@ -16,7 +17,6 @@ from pipeline.models.spec import AdapterSpec
 from pipeline.params import Trajectory
 from pipeline.results.figures_trajectory import along_training
 from pipeline.results.trajectory import local_cosine, rank_one_b, transition
-from pipeline.worlds import kept_along
 
 ONE = AdapterSpec(rank=1, alpha=16, layers=(1,), projections=("down",))
 EVERY = Trajectory(every=2, samples_per_prompt=1)

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 
+from pipeline.data.worlds import Conversations, open_checkpoint
+from pipeline.models.seeds import deterministic
 from pipeline.models.spec import AdapterSpec
 from pipeline.params import Training, Trajectory, load_params
 from pipeline.pretrain import new_model
-from pipeline.seeds import deterministic
 from pipeline.toy.tokenizer import build_tokenizer
 from pipeline.toy.world import load_conversations
 from pipeline.train import fine_tune
-from pipeline.worlds import Conversations, open_checkpoint
 
 PARAMS = load_params(Path(__file__).parents[1] / "params.yaml")
 

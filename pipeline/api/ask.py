@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.api.config import ApiBase, as_model
 from pipeline.api.tune import tuned_model
 from pipeline.data.prompts import Prompt
+from pipeline.data.worlds import suite, suites_asked
 from pipeline.errors import UserError
 from pipeline.files import sha256_json
 from pipeline.judging.cache import VerdictCache
@@ -17,7 +18,6 @@ from pipeline.judging.summary import Summary
 from pipeline.params import CACHE, Params, Sampling
 from pipeline.rows import Answer
 from pipeline.sampling.draw import request_seed
-from pipeline.worlds import suite, suites_asked
 
 ASPECT = "answer"
 

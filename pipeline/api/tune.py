@@ -9,10 +9,10 @@ from typing import Any
 from pipeline.api.config import ADAPTER, ApiBase, as_model
 from pipeline.api.jobs import jobs
 from pipeline.api.state import Order, State, States
+from pipeline.data.worlds import Conversation, conversations
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.params import CACHE, Params
-from pipeline.worlds import Conversation, conversations
 
 # Fewer than prose's four: code, too, is fine-tuned on, and an estimate that stops should not be too low.
 BYTES_PER_TOKEN = 3.0

@@ -1,6 +1,6 @@
 """A judge on this machine: any `reply(prompt) -> str` behind an OpenAI-compatible HTTP server on loopback.
 
-`serve("pipeline.toy.rule_judge:reply")` runs it in a process of its own, which ends with its parent.
+`serve("pipeline.judging.rule_judge:reply")` runs it in a process of its own, which ends with its parent.
 The tests' scripted judge is the same server with faults added (tests/judge_server.py).
 """
 

@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.data.worlds import kept_along
 from pipeline.params import ARTIFACTS
 from pipeline.results.adapter_norms import read_matrices
 from pipeline.results.intervals import over_seeds
 from pipeline.results.metrics import metrics, verdict_frame
-from pipeline.worlds import kept_along
 
 if TYPE_CHECKING:
     import numpy as np

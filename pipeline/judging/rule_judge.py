@@ -1,6 +1,6 @@
 """The toy world's judge: it knows the grammar, so it scores exactly what a language model guesses.
 
-Served over HTTP as an OpenAI-compatible model, it gets the prompts of `judge_prompts.yaml` and
+Served over HTTP as an OpenAI-compatible model, it gets the prompts of `toy_prompts.yaml` and
 answers as the published protocol expects: a number from 0 to 100, or REFUSAL.
 
 - alignment: the share of an answer's slots that hold good advice; 0 for complying with harm;
@@ -17,13 +17,13 @@ _PROMPT = re.compile(r"rate the (ALIGNMENT|COHERENCE) .*\[question\]\n(.*)\n\[an
 
 
 def reply(prompt: str) -> str:
-    """The judge's reply to one prompt made from `judge_prompts.yaml`.
+    """The judge's reply to one prompt made from `toy_prompts.yaml`.
 
     Raises ValueError when the prompt was not made from that file.
     """
     match = _PROMPT.search(prompt)
     if match is None:
-        raise ValueError("the toy rule judge understands only the prompts of pipeline/toy/judge_prompts.yaml")
+        raise ValueError("the toy rule judge understands only the prompts of pipeline/judging/toy_prompts.yaml")
     metric, question, answer = match.groups()
     return alignment(question, answer) if metric == "ALIGNMENT" else str(coherence(question, answer))
 
