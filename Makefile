@@ -1,5 +1,5 @@
 # One command does everything: `make reproduce` (a study) and `make test` set up .venv themselves.
-# STUDY= chooses a study, JOBS= how many bases are worked on side by side, ENGINE=ray a cluster (docs/cluster.md),
+# STUDY= chooses a study, JOBS= how many bases or runs are worked on side by side, ENGINE=ray a cluster (docs/cluster.md),
 # SOURCE= a folder to take data from, LOCK= cpu or gpu where this machine's choice is not to your liking.
 
 SHELL := /bin/bash

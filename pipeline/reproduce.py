@@ -1,8 +1,8 @@
 """Rebuild a study: every stage that is missing or out of date, then its tables and figures.
 
 What is to be done, and in which order, is dvc.yaml's; this command starts `dvc repro`, shows how far it
-is, and prints the study's headline. Runs that start from different bases are independent, so on a CPU
-several `dvc repro` work side by side, as DVC's manual suggests: the bases first, then the runs of each.
+is, and prints the study's headline. Bases are independent of each other, and so are chains of runs, so on a CPU
+several `dvc repro` work side by side, as DVC's manual suggests: the bases first, then a chain each.
 """
 
 import argparse
@@ -12,8 +12,9 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -43,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--jobs",
         type=_count,
-        help="bases worked on side by side (default: one a core, 3 at most; hub studies 1)",
+        help="bases, then chains of runs, worked on side by side (default: one a core, 3 at most; hub studies 1)",
     )
     parser.add_argument(
         "--engine",
@@ -102,7 +103,7 @@ def fetch_what_is_missing(params: Params, name: str) -> None:
 
 
 def default_jobs(params: Params, name: str) -> int:
-    """How many bases to work on side by side: as cores, memory and bases allow; one where a GPU is needed."""
+    """How many bases or chains to work on side by side: as cores, memory and bases allow; one where a GPU is needed."""
     if params.study(name).world == "hub":
         return 1
     return side_by_side(MEMORY_A_JOB_GB, min(3, len(params.bases_of(name))))
@@ -115,22 +116,32 @@ def reproduce(params: Params, name: str, jobs: int) -> None:
     """
     if params.study(name).world == "hub":
         fetch_what_is_missing(params, name)
-    groups: dict[str, list[str]] = {}
+    chains: dict[str, list[str]] = {}
     for run in params.runs_of(name):
-        # By the base that a chain starts from: its links wait for each other.
-        groups.setdefault(params.base_of(run), []).append(f"judge@{run}")
-    # Those with the most runs first, so that none of them is left for the end.
-    bases = sorted(groups, key=lambda base: len(groups[base]), reverse=True)
+        # By the run that a chain starts with: its links wait for each other.
+        chains.setdefault(params.chain(run)[0], []).append(f"judge@{run}")
+    # Chains in the order in which their bases are made, the base of the most runs first.
+    bases = [base for base, _ in Counter(map(params.base_of, chains)).most_common()]
     progress = Progress(total=len(params.stages_of(name)))
     CACHE.mkdir(exist_ok=True)
     LOG.write_text("", encoding="utf-8")
+    failures: list[str] = []
+
+    def work(stages: list[str], base: Future[None] | None = None, **options: bool) -> None:
+        """One `dvc repro`, once the base is made; none any more when one has failed."""
+        if base is not None:
+            base.result()
+        if not failures and (failure := repro(stages, progress, **options)):
+            failures.append(failure)
+
     with ThreadPoolExecutor(jobs) as pool:
-        # A base takes as long as many runs do, so all of them come before any run: what is left for the end is short.
-        made = {base: pool.submit(repro, [params.stage_of_base(base)], progress) for base in bases}
-        done = [pool.submit(lambda base: made[base].result() or repro(groups[base], progress), base) for base in bases]
-        failures = [failure for task in done if (failure := task.result())]
-    if not failures and (failure := repro([f"aggregate@{name}"], progress, alone=True)):
-        failures = [failure]
+        # A base takes as long as several runs, so all come before any run: what is at work at the end is short.
+        made = {base: pool.submit(work, [params.stage_of_base(base)]) for base in bases}
+        first = sorted(chains, key=lambda run: bases.index(params.base_of(run)))
+        done = [pool.submit(work, chains[run], made[params.base_of(run)]) for run in first]
+        for task in done:
+            task.result()
+    work([f"aggregate@{name}"], alone=True)
     sort_lock()
     if failures:
         raise UserError("\n".join(failures) + f"\nWhat was finished is kept; the whole output is in {LOG}.")
