@@ -17,6 +17,7 @@ from pipeline.params_check import check
 PARAMS = Path("params.yaml")
 ARTIFACTS = Path("artifacts")
 BASES = "bases"
+RUN_STAGES = ("train", "sample", "judge")
 FIGURES = Path("paper_figures")
 CACHE = Path(".cache")
 
@@ -286,7 +287,7 @@ class Params:
         """A study's stages by their names in dvc.yaml, in an order in which they can run."""
         stages = [self.stage_of_base(base) for base in self.bases_of(study)]
         runs = sorted(self.runs_of(study), key=lambda run: len(self.chain(run)))
-        stages += [f"{stage}@{run}" for stage in ("train", "sample", "judge") for run in runs]
+        stages += [f"{stage}@{run}" for stage in RUN_STAGES for run in runs]
         return [*stages, f"aggregate@{study}"]
 
 

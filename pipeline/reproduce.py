@@ -29,12 +29,14 @@ from pipeline.data.sources import GITHUB_RAW, all_sources
 from pipeline.data.worlds import check_data
 from pipeline.errors import UserError
 from pipeline.machine import AMPERE, gpus, side_by_side
-from pipeline.params import CACHE, FIGURES, Params, load_params
+from pipeline.params import CACHE, FIGURES, RUN_STAGES, Params, load_params
 
 MEMORY_A_JOB_GB = 1.2
+COLLECTED_S = 10.0
 LOG = CACHE / "reproduce.log"
 LOCK = Path("dvc.lock")
 _RUNNING = re.compile(r"Running stage '(\S+?)'")
+_BLOCKED = "is busy, it is being blocked by"
 _SKIPPED = re.compile(r"Stage '(\S+?)' (?:didn't change|is cached)")
 
 
@@ -103,10 +105,10 @@ def fetch_what_is_missing(params: Params, name: str) -> None:
 
 
 def default_jobs(params: Params, name: str) -> int:
-    """How many bases or chains to work on side by side: as cores, memory and bases allow; one where a GPU is needed."""
+    """How many bases or chains to work on side by side: as cores, memory and runs allow; one where a GPU is needed."""
     if params.study(name).world == "hub":
         return 1
-    return side_by_side(MEMORY_A_JOB_GB, min(3, len(params.bases_of(name))))
+    return side_by_side(MEMORY_A_JOB_GB, min(3, len(params.runs_of(name))))
 
 
 def reproduce(params: Params, name: str, jobs: int) -> None:
@@ -117,9 +119,9 @@ def reproduce(params: Params, name: str, jobs: int) -> None:
     if params.study(name).world == "hub":
         fetch_what_is_missing(params, name)
     chains: dict[str, list[str]] = {}
-    for run in params.runs_of(name):
+    for run in sorted(params.runs_of(name), key=lambda run: len(params.chain(run))):
         # By the run that a chain starts with: its links wait for each other.
-        chains.setdefault(params.chain(run)[0], []).append(f"judge@{run}")
+        chains.setdefault(params.chain(run)[0], []).extend(f"{stage}@{run}" for stage in RUN_STAGES)
     # Chains in the order in which their bases are made, the base of the most runs first.
     bases = [base for base, _ in Counter(map(params.base_of, chains)).most_common()]
     progress = Progress(total=len(params.stages_of(name)))
@@ -127,11 +129,11 @@ def reproduce(params: Params, name: str, jobs: int) -> None:
     LOG.write_text("", encoding="utf-8")
     failures: list[str] = []
 
-    def work(stages: list[str], base: Future[None] | None = None, **options: bool) -> None:
+    def work(stages: list[str], base: Future[None] | None = None) -> None:
         """One `dvc repro`, once the base is made; none any more when one has failed."""
         if base is not None:
             base.result()
-        if not failures and (failure := repro(stages, progress, **options)):
+        if not failures and (failure := repro(stages, progress)):
             failures.append(failure)
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -141,7 +143,7 @@ def reproduce(params: Params, name: str, jobs: int) -> None:
         done = [pool.submit(work, chains[run], made[params.base_of(run)]) for run in first]
         for task in done:
             task.result()
-    work([f"aggregate@{name}"], alone=True)
+    work([f"aggregate@{name}"])
     sort_lock()
     if failures:
         raise UserError("\n".join(failures) + f"\nWhat was finished is kept; the whole output is in {LOG}.")
@@ -206,12 +208,23 @@ class Progress:
         return f"   about {clock(left * pace)} left"
 
 
-def repro(stages: list[str], progress: Progress, *, alone: bool = False) -> str | None:
-    """One `dvc repro`; returns None, or what failed and its last words.
+def repro(stages: list[str], progress: Progress) -> str | None:
+    """Have DVC do these stages, one after another; returns None, or what failed and its last words.
 
-    alone: of these stages only, for when all that they depend on is known to be up to date.
+    What they depend on must be among those before them, or be done: DVC is not let to look at it, as it takes a base
+    that another `dvc repro` reads for busy. It also takes one for busy whose reader was killed, until the system has
+    collected that process, seconds later on some machines; so it is asked again for as long.
     """
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *(["--single-item"] if alone else []), *stages]
+    started = time.monotonic()
+    while (failure := _dvc_repro(stages, progress)) and _BLOCKED in failure:
+        if time.monotonic() - started > COLLECTED_S:
+            break
+        time.sleep(0.5)
+    return failure
+
+
+def _dvc_repro(stages: list[str], progress: Progress) -> str | None:
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *stages]
     # Unbuffered: a stage's line must come when it begins, not when a pipe's buffer is full.
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "PATH": _path()}
     process = subprocess.Popen(
@@ -235,7 +248,7 @@ def repro(stages: list[str], progress: Progress, *, alone: bool = False) -> str 
         if current:
             progress.finish(current, ran=True)
         return None
-    words = [line for line in tail if line.startswith(("error:", "ERROR:"))] or tail[-3:]
+    words = [line.strip() for line in tail if line.startswith(("error:", "ERROR:", "  (PID "))] or tail[-3:]
     return f"{current or ', '.join(stages)} failed: " + " ".join(words)
 
 

@@ -64,7 +64,7 @@ def reproduce(params: Params, study: str) -> None:
             "\n".join(outcome.failures.values())
             + f"\nEverything else that could be done is kept; the logs are in {LOG}, and the same command continues."
         )
-    failure = repro([f"aggregate@{study}"], Progress(total=len(outcome.lock) + 1, done=set(outcome.lock)))
+    failure = repro(params.stages_of(study), Progress(total=len(outcome.lock) + 1, done=set(outcome.lock)))
     sort_lock()
     if failure:
         raise UserError(f"{failure}\nWhat was finished is kept; the whole output is in {LOG}.")
