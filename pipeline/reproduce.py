@@ -2,7 +2,7 @@
 
 What is to be done, and in which order, is dvc.yaml's; this command starts `dvc repro`, shows how far it
 is, and prints the study's headline. Bases are independent of each other, and so are chains of runs, so on a CPU
-several `dvc repro` work side by side, as DVC's manual suggests: the bases first, then a chain each.
+several `dvc repro` work side by side, as DVC's manual suggests: the bases first, then each base's chains.
 """
 
 import argparse
@@ -118,12 +118,7 @@ def reproduce(params: Params, name: str, jobs: int) -> None:
     """
     if params.study(name).world == "hub":
         fetch_what_is_missing(params, name)
-    chains: dict[str, list[str]] = {}
-    for run in sorted(params.runs_of(name), key=lambda run: len(params.chain(run))):
-        # By the run that a chain starts with: its links wait for each other.
-        chains.setdefault(params.chain(run)[0], []).extend(f"{stage}@{run}" for stage in RUN_STAGES)
-    # Chains in the order in which their bases are made, the base of the most runs first.
-    bases = [base for base, _ in Counter(map(params.base_of, chains)).most_common()]
+    shares = share_out(params, name, jobs)
     progress = Progress(total=len(params.stages_of(name)))
     CACHE.mkdir(exist_ok=True)
     LOG.write_text("", encoding="utf-8")
@@ -138,15 +133,31 @@ def reproduce(params: Params, name: str, jobs: int) -> None:
 
     with ThreadPoolExecutor(jobs) as pool:
         # A base takes as long as several runs, so all come before any run: what is at work at the end is short.
-        made = {base: pool.submit(work, [params.stage_of_base(base)]) for base in bases}
-        first = sorted(chains, key=lambda run: bases.index(params.base_of(run)))
-        done = [pool.submit(work, chains[run], made[params.base_of(run)]) for run in first]
+        made = {base: pool.submit(work, [params.stage_of_base(base)]) for base in shares}
+        done = [pool.submit(work, stages, made[base]) for base, parts in shares.items() for stages in parts]
         for task in done:
             task.result()
     work([f"aggregate@{name}"])
     sort_lock()
     if failures:
         raise UserError("\n".join(failures) + f"\nWhat was finished is kept; the whole output is in {LOG}.")
+
+
+def share_out(params: Params, name: str, jobs: int) -> dict[str, list[list[str]]]:
+    """The stages of a study's runs in `jobs` parts, or fewer, for each base, the base of the most runs first.
+
+    Runs of a chain wait for each other and so are in one part; long chains are dealt out first, base runs last.
+    """
+    chains: dict[str, list[str]] = {}
+    for run in sorted(params.runs_of(name), key=lambda run: len(params.chain(run))):
+        chains.setdefault(params.chain(run)[0], []).append(run)
+    shares: dict[str, list[list[str]]] = {}
+    for base, _ in Counter(map(params.base_of, params.runs_of(name))).most_common():
+        own = [chain for first, chain in chains.items() if params.base_of(first) == base]
+        own.sort(key=lambda chain: (len(chain), params.run(chain[0]).data is not None), reverse=True)
+        parts = [[run for chain in own[part::jobs] for run in chain] for part in range(min(jobs, len(own)))]
+        shares[base] = [[f"{stage}@{run}" for run in runs for stage in RUN_STAGES] for runs in parts]
+    return shares
 
 
 def up_to_date(stage: str) -> bool:

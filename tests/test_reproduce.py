@@ -1,5 +1,6 @@
 """The whole pipeline on a study cut down to one base and two runs: real stages, real DVC, real kills."""
 
+import itertools
 import json
 import os
 import re
@@ -14,6 +15,8 @@ import pytest
 import yaml
 
 from pipeline.files import sha256_file
+from pipeline.params import load_params
+from pipeline.reproduce import share_out
 
 REPOSITORY = Path(__file__).parents[1]
 TUNED, BASE = "toy_e8_bad_medical", "toy_e8_base"
@@ -107,6 +110,24 @@ def test_nothing_changed_runs_nothing(finished):
     assert result.returncode == 0
     assert "] " not in result.stdout, "a stage was looked at again"
     assert hashes(folder) == before
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 3, 5])
+def test_shares_hold_every_stage_once_and_a_chain_in_order(jobs):
+    params = load_params(REPOSITORY / "params.yaml")
+    for name in params.studies:
+        shares = share_out(params, name, jobs)
+        assert all(0 < len(parts) <= jobs for parts in shares.values())
+        parts = [part for parts in shares.values() for part in parts]
+        ends = [*map(params.stage_of_base, shares), f"aggregate@{name}"]
+        assert sorted([*itertools.chain(*parts), *ends]) == sorted(params.stages_of(name))
+        for part in parts:
+            done = set()
+            for stage in part:
+                kind, _, run = stage.partition("@")
+                if kind == "train" and (before := params.run(run).continues):
+                    assert f"train@{before}" in done
+                done.add(stage)
 
 
 # What shows that a stage is in the middle of its work: half of its seeds, a checkpoint, some answers, some replies.
