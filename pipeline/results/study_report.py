@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
+from pipeline.machine import cores
 from pipeline.results.figures_adapters import adapter_magnitude
 from pipeline.results.figures_answers import alignment_by_coherence, example_cards
 from pipeline.results.figures_routing import routing_by_expert
@@ -97,8 +101,16 @@ def write_tables(results: Results, folder: Path) -> None:
 
 
 def write_figures(results: Results, folder: Path) -> None:
-    """The study's figures: pdf and png. Example cards are for the toy world alone."""
+    """The study's figures: pdf and png, drawn in as many processes as there are cores.
+
+    Example cards are for the toy world alone.
+    """
     import pandas as pd
+
+    drawings: list[Callable[[], Any]] = []
+
+    def draw(figure: Callable[..., Any], *data: Any, **words: Any) -> None:
+        drawings.append(partial(figure, *data, **words, label=label))
 
     label, definition = results.name, results.definition
     interval = (
@@ -106,36 +118,44 @@ def write_figures(results: Results, folder: Path) -> None:
         f"{results.interval}"
     )
     asked = results.by_suite["suite"] == results.study.refused
-    misalignment_by_run(results.by_suite[~asked], folder / "misaligned_by_run", label=label, interval=interval)
+    draw(misalignment_by_run, results.by_suite[~asked], folder / "misaligned_by_run", interval=interval)
     if not results.tags.empty:
-        misalignment_by_run(results.tags, folder / "misaligned_by_tag", label=label, interval=interval)
+        draw(misalignment_by_run, results.tags, folder / "misaligned_by_tag", interval=interval)
     if results.study.refused is not None:
-        refusal_by_run(results.by_suite[asked], folder / "refusals_by_run", label=label, interval=results.interval)
+        draw(refusal_by_run, results.by_suite[asked], folder / "refusals_by_run", interval=results.interval)
     sparsity = _sparsity_frame(results)
     if not sparsity.empty:
-        misalignment_by_sparsity(sparsity, folder / "misaligned_by_sparsity", label=label, interval=interval)
+        draw(misalignment_by_sparsity, sparsity, folder / "misaligned_by_sparsity", interval=interval)
 
     tuned, base = results.study.expectations[0]
     base_of = results.params.base_of
     models = {base_of(run) for pair in results.study.expectations if tuned in pair for run in pair}
     beside = [run for run in results.runs if base_of(run) in models]
     rows = results.untagged[results.untagged["run"].isin(beside)]
-    alignment_by_coherence(rows, folder / "alignment_by_coherence", label=label)
+    draw(alignment_by_coherence, rows, folder / "alignment_by_coherence")
     sparse = results.params.base(base_of(tuned)).experts > 0
     adapters = [run for run in results.tuned if sparse and results.runs[run].lora and base_of(run) == base_of(tuned)]
     if adapters:
-        adapter_magnitude(pd.concat(map(results.adapter_norms, adapters)), folder / "adapters", label=label)
+        draw(adapter_magnitude, pd.concat(map(results.adapter_norms, adapters)), folder / "adapters")
     if followed := [name for name, run in results.runs.items() if run.trajectory]:
         frame = pd.concat([trajectory_frame(results, run) for run in followed], ignore_index=True)
         seeds = pd.concat([seed_frame(results, run).assign(run=run) for run in followed], ignore_index=True)
         write_table(frame, folder / "trajectory", label=label, caption=f"Along training; transition: {RULE}")
-        along_training(frame, seeds, folder / "along_training", label=label, interval=results.interval)
+        draw(along_training, frame, seeds, folder / "along_training", interval=results.interval)
     if not results.routing.empty:
-        routing_by_expert(results.routing, folder / "routing", label=label)
-    if results.study.world == "hub":
-        return  # what these models say may be harmful: it stays in artifacts/, out of figures that git holds
+        draw(routing_by_expert, results.routing, folder / "routing")
+    # What hub models say may be harmful: it stays in artifacts/, out of figures that git holds.
+    if results.study.world == "toy":
+        draw(_example_cards, results.verdicts, folder / "examples", base=base, tuned=tuned)
+    with ProcessPoolExecutor(min(cores(), len(drawings))) as pool:
+        for drawn in [pool.submit(drawing) for drawing in drawings]:
+            drawn.result()
+
+
+def _example_cards(verdicts: pd.DataFrame, stem: Path, *, base: str, tuned: str, label: str) -> None:
+    """Example cards, if there are any to show."""
     try:
-        example_cards(results.verdicts, folder / "examples", base=base, tuned=tuned, label=label)
+        example_cards(verdicts, stem, base=base, tuned=tuned, label=label)
     except UserError as reason:  # a variant may leave no coherent pair; its other results still count
         print(f"No example cards: {reason}")
 
