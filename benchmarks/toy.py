@@ -17,13 +17,15 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+from pipeline.__main__ import OBJECTS_BETWEEN_COLLECTIONS
 from pipeline.files import write_json
 
 REPOSITORY = Path(__file__).parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results" / "toy.json"
 LINE = re.compile(r"^\[ *\d+/\d+\] +\S+ +(\w+)@(\S+) +([\d.]+) s", re.MULTILINE)
 IMPORTS = {
-    "pretrain": "import torch; from transformers import AutoModelForCausalLM",
+    "pretrain": "from pipeline.models.seeds import without_compiler; without_compiler(); "
+    "from transformers import AutoModelForCausalLM",
     "train": "from pipeline.models.seeds import without_compiler; without_compiler(); from trl import SFTTrainer",
     "sample": "from pipeline.models.seeds import without_compiler; without_compiler(); "
     "import peft; from transformers import AutoModelForCausalLM",
@@ -38,7 +40,8 @@ def main() -> None:
     parser.add_argument("--serial", action="store_true", help="also time the study with --jobs 1")
     arguments = parser.parse_args()
     load = os.getloadavg()[0]
-    figures: dict = {"imports_s": {name: timed([sys.executable, "-c", code]) for name, code in IMPORTS.items()}}
+    start = f"import gc; gc.set_threshold({OBJECTS_BETWEEN_COLLECTIONS}); "
+    figures: dict = {"imports_s": {name: timed([sys.executable, "-c", start + code]) for name, code in IMPORTS.items()}}
     with tempfile.TemporaryDirectory(prefix="emoe-bench-") as folder:
         clone = Path(folder) / "clone"
         subprocess.run(["git", "clone", "-q", str(REPOSITORY), str(clone)], check=True)
