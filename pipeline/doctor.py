@@ -117,7 +117,7 @@ def check_cores() -> Check:
     count = cores()
     if count > 1:
         return Check("ok", "CPU", f"{count} cores, {cpu()}")
-    return Check("warn", "CPU", f"1 core, {cpu()}", "more cores work on several bases side by side")
+    return Check("warn", "CPU", f"1 core, {cpu()}", "more cores work on several bases and runs side by side")
 
 
 def check_memory() -> Check:

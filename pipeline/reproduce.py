@@ -6,7 +6,9 @@ several `dvc repro` work side by side, as DVC's manual suggests: the bases first
 """
 
 import argparse
+import contextlib
 import functools
+import json
 import os
 import re
 import subprocess
@@ -15,11 +17,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import fmean
 from threading import Lock
+from typing import Any
 
 from pipeline import provenance
 from pipeline.data.fetch import FOLDER as DATA
@@ -27,7 +30,7 @@ from pipeline.data.fetch import PARTIALS, fetch
 from pipeline.data.origins import Network
 from pipeline.data.sources import GITHUB_RAW, all_sources
 from pipeline.data.worlds import check_data
-from pipeline.errors import UserError
+from pipeline.errors import UserError, with_causes
 from pipeline.machine import AMPERE, gpus, side_by_side
 from pipeline.params import CACHE, FIGURES, RUN_STAGES, Params, load_params
 
@@ -35,7 +38,9 @@ MEMORY_A_JOB_GB = 1.2
 COLLECTED_S = 10.0
 LOG = CACHE / "reproduce.log"
 LOCK = Path("dvc.lock")
+READERS = Path(".dvc/tmp/rwlock")
 _RUNNING = re.compile(r"Running stage '(\S+?)'")
+_FAILED = re.compile(r"failed to reproduce '(\S+?)'")
 _BLOCKED = "is busy, it is being blocked by"
 _SKIPPED = re.compile(r"Stage '(\S+?)' (?:didn't change|is cached)")
 
@@ -62,8 +67,9 @@ def main(args: argparse.Namespace) -> None:
     name, why = choose_study(params, args.study)
     print(f"Study: {name}, because {why}.", flush=True)
     started = time.monotonic()
-    if not up_to_date(f"aggregate@{name}"):
-        with _one_at_a_time():
+    with _one_at_a_time():
+        put_aside_what_is_cut_short()
+        if changed(f"aggregate@{name}"):
             if args.engine == "ray":
                 from pipeline.cluster import head
 
@@ -112,32 +118,33 @@ def default_jobs(params: Params, name: str) -> int:
 
 
 def reproduce(params: Params, name: str, jobs: int) -> None:
-    """Run `dvc repro` for the study, bases side by side, until every stage is done.
+    """Run `dvc repro` for the study, `jobs` of them side by side, until every stage is done.
 
-    Raises UserError with the failed stage's last words; what was finished stays.
+    A failure stops the part it is in, and a base's all of its runs; everything else is done.
+    Raises UserError with the failed stages' last words; what was finished stays.
     """
     if params.study(name).world == "hub":
         fetch_what_is_missing(params, name)
     shares = share_out(params, name, jobs)
-    progress = Progress(total=len(params.stages_of(name)))
+    progress = Progress(params.stages_of(name))
     CACHE.mkdir(exist_ok=True)
     LOG.write_text("", encoding="utf-8")
-    failures: list[str] = []
 
-    def work(stages: list[str], base: Future[None] | None = None) -> None:
-        """One `dvc repro`, once the base is made; none any more when one has failed."""
-        if base is not None:
-            base.result()
-        if not failures and (failure := repro(stages, progress)):
-            failures.append(failure)
+    def runs(base: Future[str | None], stages: list[str]) -> str | None:
+        """Their failure, if their base is made: what became of it is said once."""
+        return None if base.result() else repro(stages, progress)
 
     with ThreadPoolExecutor(jobs) as pool:
-        # A base takes as long as several runs, so all come before any run: what is at work at the end is short.
-        made = {base: pool.submit(work, [params.stage_of_base(base)]) for base in shares}
-        done = [pool.submit(work, stages, made[base]) for base, parts in shares.items() for stages in parts]
-        for task in done:
-            task.result()
-    work([f"aggregate@{name}"])
+        try:
+            # A base takes as long as several runs, so all come before any run: what is at work at the end is short.
+            made = {base: pool.submit(repro, [params.stage_of_base(base)], progress) for base in shares}
+            done = [pool.submit(runs, made[base], stages) for base, parts in shares.items() for stages in parts]
+            failures = [failure for task in [*made.values(), *done] if (failure := task.result())]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    if not failures and (failure := repro([f"aggregate@{name}"], progress)):
+        failures = [failure]
     sort_lock()
     if failures:
         raise UserError("\n".join(failures) + f"\nWhat was finished is kept; the whole output is in {LOG}.")
@@ -160,31 +167,68 @@ def share_out(params: Params, name: str, jobs: int) -> dict[str, list[list[str]]
     return shares
 
 
-def up_to_date(stage: str) -> bool:
-    """Whether DVC finds nothing to do for a stage and all that it depends on.
+def put_aside_what_is_cut_short() -> None:
+    """Move what cannot be read of dvc.lock, and of DVC's list of who reads what, to the cache folder.
+
+    DVC does not write them in one piece, so a kill may leave a part. DVC's run cache knows what dvc.lock said.
+    """
+    from dvc.dvcfile import Lockfile
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    with contextlib.suppress(DvcException), Repo() as repo, repo.lock:
+        readers = {
+            LOCK: lambda: Lockfile(repo, str(LOCK.resolve())).load(),
+            READERS: lambda: json.loads(READERS.read_bytes()),
+        }
+        for path, read in readers.items():
+            try:
+                if path.exists():
+                    read()
+            except (DvcException, ValueError) as error:
+                aside = path.replace(CACHE / f"{path.name}.cut_short")
+                print(f"{path} cannot be read ({with_causes(error)}). It is now {aside}, and made again.", flush=True)
+
+
+def changed(stage: str) -> bool:
+    """Whether DVC finds anything to do for a stage and all that it depends on.
+
+    Raises UserError where DVC cannot tell, as files of its own are broken.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.lock import LockError
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repo:
+            return bool(out_of_date(repo, stage))
+    except LockError:
+        return True  # another DVC is at work, or was killed: `dvc repro` waits for it
+    except DvcException as error:
+        raise UserError(f"DVC cannot go on: {with_causes(error)}") from error
+
+
+def out_of_date(repo: Any, stage: str) -> dict[str, Any]:
+    """DVC's status of a stage and all that it depends on in `repo` (a dvc.repo.Repo): name -> what changed.
 
     DVC parses params.yaml again for every stage that reads it, which takes longer than everything else here;
     nothing changes the file meanwhile, so it is parsed once.
     """
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
     from dvc.utils.serialize import LOADERS, load_yaml
 
     LOADERS[".yaml"] = functools.cache(load_yaml)
     try:
-        with Repo() as repo:
-            return not repo.status(targets=[stage], with_deps=True)
-    except DvcException:
-        return False  # `dvc repro` will say what is wrong
+        found: dict[str, Any] = repo.status(targets=[stage], with_deps=True)
+        return found
     finally:
         del LOADERS[".yaml"]
 
 
 @dataclass
 class Progress:
-    """Which stages are done, and how long those to come may take."""
+    """Which of a study's stages are done, and how long those to come may take."""
 
-    total: int
+    stages: list[str]
     started: float = field(default_factory=time.monotonic)
     done: set[str] = field(default_factory=set)
     running: dict[str, float] = field(default_factory=dict)
@@ -207,16 +251,22 @@ class Progress:
                 self.seconds.setdefault(stage.partition("@")[0], []).append(took)
             text = f"{took:5.1f} s" if ran else "up to date"
             elapsed = clock(time.monotonic() - self.started)
-            print(f"[{len(self.done):>3}/{self.total}] {elapsed}  {stage:<36} {text:>10}{self._left()}", flush=True)
+            print(
+                f"[{len(self.done):>3}/{len(self.stages)}] {elapsed}  {stage:<36} {text:>10}{self._left()}", flush=True
+            )
 
     def _left(self) -> str:
-        """Time left at the pace so far; nothing before a few stages have run."""
-        left = self.total - len(self.done)
+        """Time left if stages take as long as those of their kind have, as many at once as so far.
+
+        Nothing until a stage of every kind that is to come, but the last, has run.
+        """
+        left = [stage.partition("@")[0] for stage in self.stages if stage not in self.done]
         times = [value for values in self.seconds.values() for value in values]
-        if not left or len(times) < 5:
+        if not left or not times or not set(left) - {"aggregate"} <= self.seconds.keys():
             return ""
-        pace = (time.monotonic() - self.started) / len(times)
-        return f"   about {clock(left * pace)} left"
+        at_once = sum(times) / (time.monotonic() - self.started)
+        seconds = sum(fmean(self.seconds.get(kind, times)) for kind in left)
+        return f"   about {clock(seconds / at_once)} left"
 
 
 def repro(stages: list[str], progress: Progress) -> str | None:
@@ -229,7 +279,7 @@ def repro(stages: list[str], progress: Progress) -> str | None:
     started = time.monotonic()
     while (failure := _dvc_repro(stages, progress)) and _BLOCKED in failure:
         if time.monotonic() - started > COLLECTED_S:
-            break
+            return f"{failure}. Wait for these processes, or end them; if they are not DVC's, remove .dvc/tmp/rwlock."
         time.sleep(0.5)
     return failure
 
@@ -260,7 +310,10 @@ def _dvc_repro(stages: list[str], progress: Progress) -> str | None:
             progress.finish(current, ran=True)
         return None
     words = [line.strip() for line in tail if line.startswith(("error:", "ERROR:", "  (PID "))] or tail[-3:]
-    return f"{current or ', '.join(stages)} failed: " + " ".join(words)
+    failed = next((found[1] for line in tail if (found := _FAILED.search(line))), current)
+    if current and failed != current:
+        progress.finish(current, ran=True)
+    return f"{failed or ', '.join(stages)} failed: " + " ".join(words)
 
 
 def sort_lock() -> None:
@@ -283,7 +336,7 @@ def _count(text: str) -> int:
     return int(text)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _one_at_a_time() -> Iterator[None]:
     """Refuse to start beside another `reproduce` in this checkout: both would write the same files."""
     import fcntl

@@ -8,15 +8,19 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
+from pipeline import reproduce as reproduce_module
+from pipeline.errors import UserError
 from pipeline.files import sha256_file
-from pipeline.params import load_params
-from pipeline.reproduce import share_out
+from pipeline.params import RUN_STAGES, load_params
+from pipeline.reproduce import Progress, changed, repro, share_out
 
 REPOSITORY = Path(__file__).parents[1]
 TUNED, BASE = "toy_e8_bad_medical", "toy_e8_base"
@@ -122,12 +126,71 @@ def test_shares_hold_every_stage_once_and_a_chain_in_order(jobs):
         ends = [*map(params.stage_of_base, shares), f"aggregate@{name}"]
         assert sorted([*itertools.chain(*parts), *ends]) == sorted(params.stages_of(name))
         for part in parts:
-            done = set()
-            for stage in part:
+            for place, stage in enumerate(part):
                 kind, _, run = stage.partition("@")
-                if kind == "train" and (before := params.run(run).continues):
-                    assert f"train@{before}" in done
-                done.add(stage)
+                needed = {"train": params.run(run).continues, "sample": run, "judge": run}[kind]
+                before = {"train": "train", "sample": "train", "judge": "sample"}[kind]
+                assert needed is None or f"{before}@{needed}" in part[:place]
+
+
+def test_what_fails_stops_what_needs_it_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    params, asked = load_params(REPOSITORY / "params.yaml"), []
+
+    def repro(stages: list[str], progress: Progress) -> str | None:
+        asked.extend(stages)
+        return f"{stages[0]} failed" if stages[0] in ("pretrain@e8", "train@toy_e16_base") else None
+
+    monkeypatch.setattr(reproduce_module, "repro", repro)
+    with pytest.raises(UserError, match=r"^pretrain@e8 failed\ntrain@toy_e16_base failed\nWhat was finished is kept"):
+        reproduce_module.reproduce(params, "toy", 3)
+    left_out = {
+        f"{stage}@{run}" for stage in RUN_STAGES for run in params.runs_of("toy") if params.base_of(run) == "e8"
+    }
+    assert sorted(asked) == sorted(set(params.stages_of("toy")) - left_out - {"aggregate@toy"})
+
+
+@pytest.fixture
+def two_stages(tmp_path, monkeypatch):
+    """A DVC repository in which stage `second` reads what stage `first` writes."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".cache").mkdir()
+    stages = {
+        "first": {"cmd": "echo a > a", "outs": ["a"]},
+        "second": {"cmd": "cat a > b", "deps": ["a"], "outs": ["b"]},
+    }
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
+        subprocess.run(command, env=environment(), check=True)
+    return tmp_path
+
+
+def test_a_base_that_a_dying_process_reads_is_waited_for_and_a_living_one_is_named(two_stages, monkeypatch):
+    with subprocess.Popen(["sleep", "600"]) as reader:
+        holder = {"pid": reader.pid, "cmd": "dvc repro second"}
+        held = json.dumps({"read": {str(two_stages / "a"): [holder]}, "write": {}})
+        (two_stages / ".dvc" / "tmp" / "rwlock").write_text(held)
+        monkeypatch.setattr(reproduce_module, "COLLECTED_S", 0.0)
+        failure = repro(["first"], Progress(["first"]))
+        assert failure is not None and failure.startswith("first failed: ")
+        assert f"(PID {reader.pid}): dvc repro second. Wait for these processes" in failure
+        monkeypatch.setattr(reproduce_module, "COLLECTED_S", 60.0)
+        # Dead, and collected by nobody, until the asking has begun.
+        reader.kill()
+        collector = threading.Timer(1.5, reader.wait)
+        collector.start()
+        assert repro(["first", "second"], Progress(["first", "second"])) is None
+        collector.join()
+    assert (two_stages / "b").read_text() == "a\n"
+
+
+def test_broken_files_of_dvc_are_an_error_and_what_changed_is_seen(two_stages):
+    assert changed("second")
+    assert repro(["first", "second"], Progress(["first", "second"])) is None
+    assert not changed("second")
+    (two_stages / "data.dvc").write_text("<<<<<<< HEAD\nouts: []\n=======\n")
+    with pytest.raises(UserError, match=r"DVC cannot go on: .*data\.dvc"):
+        changed("second")
 
 
 # What shows that a stage is in the middle of its work: half of its seeds, a checkpoint, some answers, some replies.
@@ -160,6 +223,34 @@ def test_another_checkout_gives_equal_hashes_and_kills_change_nothing(finished, 
     expected, found = hashes(finished[0]), hashes(folder)
     assert found.keys() == expected.keys()
     assert {name for name in found if found[name] != expected[name]} == set()
+
+
+def test_a_killed_aggregate_takes_the_processes_that_draw_with_it(finished, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "copy", ignore=shutil.ignore_patterns(".git", ".dvc"))
+    command = [sys.executable, "-m", "pipeline", "aggregate", "--study", "toy"]
+    with subprocess.Popen(command, cwd=folder, env=environment() | {"PYTHONWARNINGS": "ignore"}) as process:
+        aggregate, deadline = psutil.Process(process.pid), time.monotonic() + 60
+        while not (drawing := aggregate.children()):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        process.kill()
+    assert psutil.wait_procs(drawing, timeout=30)[1] == []
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.7])
+def test_what_a_kill_cut_short_of_dvcs_own_files_is_made_again(finished, tmp_path, kept):
+    folder = shutil.copytree(finished[0], tmp_path / "copy")
+    before = hashes(folder)
+    for path in (folder / "dvc.lock", folder / ".dvc" / "tmp" / "rwlock"):
+        whole = path.read_bytes()
+        path.write_bytes(whole[: int(kept * len(whole))])
+    result = reproduce(folder)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "rwlock cannot be read" in result.stdout
+    # What is not in DVC's cache, its figures being git's, is all that is done again.
+    log = (folder / ".cache" / "reproduce.log").read_text()
+    assert set(re.findall(r"Running stage '(\w+)@", log)) <= {"aggregate"}
+    assert hashes(folder) == before
 
 
 def test_a_failed_stage_says_why_and_the_next_try_finishes(finished, tmp_path):

@@ -2,8 +2,8 @@
 
 Every stage that DVC finds out of date is a Ray task; the tasks of its inputs are its arguments, so Ray knows the
 order. Machines share a commit, which Ray carries to them, and a DVC remote. This machine, Ray's head node, then
-writes down what DVC recorded of each stage on its node, pulls, and runs `dvc repro`, to which the aggregate stage
-is left.
+writes down what DVC recorded of each stage on its node, pulls, and has `dvc repro` go through all stages, to which the
+aggregate stage is left.
 """
 
 import contextlib
@@ -21,8 +21,7 @@ from pipeline.checkout import git
 from pipeline.cluster import task
 from pipeline.cluster.board import Board
 from pipeline.cluster.plan import Plan, Task, make_plan, remote_of
-from pipeline.cluster.stage import chain
-from pipeline.errors import UserError
+from pipeline.errors import UserError, with_causes
 from pipeline.identity import library_versions
 from pipeline.params import CACHE, Params
 from pipeline.reproduce import LOCK, LOG, MEMORY_A_JOB_GB, Progress, repro, sort_lock
@@ -58,13 +57,14 @@ def reproduce(params: Params, study: str) -> None:
     try:
         outcome = rebuild(params, study, commit)
     except DvcException as error:
-        raise UserError(f"DVC cannot go on: {chain(error)}") from error
+        raise UserError(f"DVC cannot go on: {with_causes(error)}") from error
     if outcome.failures:
         raise UserError(
             "\n".join(outcome.failures.values())
             + f"\nEverything else that could be done is kept; the logs are in {LOG}, and the same command continues."
         )
-    failure = repro(params.stages_of(study), Progress(total=len(outcome.lock) + 1, done=set(outcome.lock)))
+    stages = params.stages_of(study)
+    failure = repro(stages, Progress(stages, done=set(outcome.lock)))
     sort_lock()
     if failure:
         raise UserError(f"{failure}\nWhat was finished is kept; the whole output is in {LOG}.")

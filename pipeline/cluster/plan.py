@@ -5,6 +5,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.params import Params
+from pipeline.reproduce import out_of_date
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ def make_plan(repo: Any, params: Params, study: str) -> Plan:
     target = f"aggregate@{study}"
     graph = repo.index.graph
     aggregate = next(stage for stage in graph if stage.addressing == target)
-    changed = repo.status(targets=[target], with_deps=True).keys()
+    changed = out_of_date(repo, target)
     tasks: dict[str, Task] = {}
     ready: dict[str, None] = {}
     # DVC's edges go from a stage to those that it depends on.

@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, with_causes
 from pipeline.params import CACHE, Params, load_params
 
 
@@ -29,7 +29,7 @@ def main() -> int:
     try:
         do(order)
     except (UserError, DvcException, OSError) as error:
-        print(f"error: {chain(error)}", file=sys.stderr)
+        print(f"error: {with_causes(error)}", file=sys.stderr)
         return 2
     return 0
 
@@ -120,15 +120,6 @@ def prepare_hub(params: Params, study: str, data: Path, inputs: list[str]) -> No
         kind, _, base = name.partition("@")
         if kind == "pin":
             checkpoint_folder(params.hub_base(base).repository, params.hub_base(base).revision)
-
-
-def chain(error: BaseException | None) -> str:
-    """An exception and its causes in one line: DVC's own says little."""
-    words = []
-    while error is not None:
-        words.append(" ".join(str(error).split()))
-        error = error.__cause__
-    return ": ".join(words)
 
 
 if __name__ == "__main__":

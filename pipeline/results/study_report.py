@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
 from pipeline.machine import cores
+from pipeline.processes import end_with_parent
 from pipeline.results.figures_adapters import adapter_magnitude
 from pipeline.results.figures_answers import alignment_by_coherence, example_cards
 from pipeline.results.figures_routing import routing_by_expert
@@ -147,9 +149,15 @@ def write_figures(results: Results, folder: Path) -> None:
     # What hub models say may be harmful: it stays in artifacts/, out of figures that git holds.
     if results.study.world == "toy":
         draw(_example_cards, results.verdicts, folder / "examples", base=base, tuned=tuned)
-    with ProcessPoolExecutor(min(cores(), len(drawings))) as pool:
+    with ProcessPoolExecutor(min(cores(), len(drawings)), initializer=_start_drawing) as pool:
         for drawn in [pool.submit(drawing) for drawing in drawings]:
             drawn.result()
+
+
+def _start_drawing() -> None:
+    """A process that draws ends with its parent, and leaves Ctrl-C to it."""
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _example_cards(verdicts: pd.DataFrame, stem: Path, *, base: str, tuned: str, label: str) -> None:

@@ -5,14 +5,13 @@ started it, even if that is killed.
 """
 
 import multiprocessing
-import os
-import threading
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.processes import end_with_parent
 
 
 class Alone:
@@ -69,7 +68,7 @@ def _call(connection: Connection, function: Callable[..., Any], *arguments: Any)
 
 
 def _run(work: Callable[..., None], connection: Connection, *arguments: Any) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     try:
         work(connection, *arguments)
     except (EOFError, BrokenPipeError):
@@ -79,10 +78,3 @@ def _run(work: Callable[..., None], connection: Connection, *arguments: Any) -> 
         connection.send(("user error", str(error)))
     except BaseException:
         connection.send(("failed", traceback.format_exc()))
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
