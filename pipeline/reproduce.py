@@ -68,7 +68,6 @@ def main(args: argparse.Namespace) -> None:
     print(f"Study: {name}, because {why}.", flush=True)
     started = time.monotonic()
     with _one_at_a_time():
-        put_aside_what_is_cut_short()
         if changed(f"aggregate@{name}"):
             if args.engine == "ray":
                 from pipeline.cluster import head
@@ -167,8 +166,8 @@ def share_out(params: Params, name: str, jobs: int) -> dict[str, list[list[str]]
     return shares
 
 
-def put_aside_what_is_cut_short() -> None:
-    """Move what cannot be read of dvc.lock, and of DVC's list of who reads what, to the cache folder.
+def put_aside_what_is_cut_short() -> bool:
+    """Move what cannot be read of dvc.lock, and of DVC's list of who reads what, to the cache folder; is there any?
 
     DVC does not write them in one piece, so a kill may leave a part. DVC's run cache knows what dvc.lock said.
     """
@@ -176,6 +175,8 @@ def put_aside_what_is_cut_short() -> None:
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
+    found = False
+    # Where there is no repository, or another DVC holds it, nothing is found.
     with contextlib.suppress(DvcException), Repo() as repo, repo.lock:
         readers = {
             LOCK: lambda: Lockfile(repo, str(LOCK.resolve())).load(),
@@ -188,12 +189,15 @@ def put_aside_what_is_cut_short() -> None:
             except (DvcException, ValueError) as error:
                 aside = path.replace(CACHE / f"{path.name}.cut_short")
                 print(f"{path} cannot be read ({with_causes(error)}). It is now {aside}, and made again.", flush=True)
+                found = True
+    return found
 
 
 def changed(stage: str) -> bool:
     """Whether DVC finds anything to do for a stage and all that it depends on.
 
-    Raises UserError where DVC cannot tell, as files of its own are broken.
+    Its files that a kill cut short are put aside: then there is.
+    Raises UserError where DVC cannot tell, as other files of its own are broken.
     """
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
@@ -205,6 +209,8 @@ def changed(stage: str) -> bool:
     except LockError:
         return True  # another DVC is at work, or was killed: `dvc repro` waits for it
     except DvcException as error:
+        if put_aside_what_is_cut_short():
+            return True
         raise UserError(f"DVC cannot go on: {with_causes(error)}") from error
 
 
