@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.files import write_json
+from pipeline.common.files import write_json
 from pipeline.results.metrics import PUBLISHED, check_frame, classify, suite_metrics
 from pipeline.results.statistics import RESAMPLES, clustered_bootstrap
 

@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 import yaml
 
-from pipeline.files import read_jsonl, write_json
+from pipeline.common.files import read_jsonl, write_json
 
 REPOSITORY = Path(__file__).parents[1]
 RESULT = REPOSITORY / "benchmarks" / "results" / "cluster.json"

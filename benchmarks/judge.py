@@ -33,12 +33,12 @@ import aiohttp
 import httpx2
 import openai
 
-from pipeline.files import write_json
+from pipeline.common.files import write_json
+from pipeline.common.rows import Answer
 from pipeline.judging.config import JudgeConfig
 from pipeline.judging.protocols import ASPECTS, load_protocol
 from pipeline.judging.run import judge_answers
-from pipeline.rows import Answer
-from tests.judge_server import judge_config, make_answers
+from tests.support.judge_server import judge_config, make_answers
 
 RESULT = Path(__file__).parent / "results" / "judge.json"
 CONCURRENCIES = (1, 16, 64, 256)

@@ -12,7 +12,7 @@ import json
 import re
 import sys
 
-from pipeline.judging.local_server import completion
+from pipeline.api.local_server import completion
 
 _LENGTH = re.compile(rb"^content-length: *(\d+)", re.IGNORECASE | re.MULTILINE)
 _BODY = json.dumps(completion({"model": "scripted"}, "a prompt of some words", "85")).encode()

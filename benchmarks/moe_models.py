@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pipeline.models.anatomy import anatomy_of
+from pipeline.models.families.registry import anatomy_of
 
 # Published sizes (config.json of the three repositories).
 FULL: dict[str, dict[str, Any]] = {

@@ -25,18 +25,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.errors import UserError
+from pipeline.common.files import write_json
+from pipeline.common.fingerprints import folder_hashes
+from pipeline.common.processes import Alone
 from pipeline.data.prompts import Prompt, ask
-from pipeline.data.worlds import Base
-from pipeline.errors import UserError
-from pipeline.files import write_json
-from pipeline.identity import folder_hashes
-from pipeline.params import Sampling
-from pipeline.sampling.alone import Alone
+from pipeline.models.bases import Base
 from pipeline.sampling.backend import Completion, Model, Request
 from pipeline.sampling.chat import Chat
-from pipeline.sampling.engine import Decoding, engine_version, serve, split_devices
-from pipeline.sampling.engine import ask as ask_engines
 from pipeline.sampling.hf import HuggingFace
+from pipeline.sampling.settings import Sampling
+from pipeline.sampling.vllm import Decoding, engine_version, serve, split_devices
+from pipeline.sampling.vllm import ask as ask_engines
 
 RESULT = Path(__file__).parent / "results" / "sample.json"
 VLLM_PYTHON = Path(".venv-vllm/bin/python")

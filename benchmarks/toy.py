@@ -18,16 +18,16 @@ from importlib.metadata import version
 from pathlib import Path
 
 from pipeline.__main__ import OBJECTS_BETWEEN_COLLECTIONS
-from pipeline.files import write_json
+from pipeline.common.files import write_json
 
 REPOSITORY = Path(__file__).parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results" / "toy.json"
 LINE = re.compile(r"^\[ *\d+/\d+\] +\S+ +(\w+)@(\S+) +([\d.]+) s", re.MULTILINE)
 IMPORTS = {
-    "pretrain": "from pipeline.models.seeds import without_compiler; without_compiler(); "
+    "pretrain": "from pipeline.models.determinism import without_compiler; without_compiler(); "
     "from transformers import AutoModelForCausalLM",
-    "train": "from pipeline.models.seeds import without_compiler; without_compiler(); from trl import SFTTrainer",
-    "sample": "from pipeline.models.seeds import without_compiler; without_compiler(); "
+    "train": "from pipeline.models.determinism import without_compiler; without_compiler(); from trl import SFTTrainer",
+    "sample": "from pipeline.models.determinism import without_compiler; without_compiler(); "
     "import peft; from transformers import AutoModelForCausalLM",
     "judge": "import openai, aiohttp",
     "aggregate": "import pandas, matplotlib.figure",

@@ -45,14 +45,14 @@ from typing import Any
 import torch
 
 from benchmarks.moe_models import FULL, Case, RandomWeights, active_weights, cases
-from pipeline.errors import UserError
-from pipeline.files import write_json
+from pipeline.common.errors import UserError
+from pipeline.common.files import write_json
+from pipeline.common.ledger import code
 from pipeline.models.adapters import attach
+from pipeline.models.experts.stacks import release_buffers
 from pipeline.models.loading import build
-from pipeline.models.memory import CONTEXT, plan_memory
 from pipeline.models.spec import AdapterSpec
-from pipeline.models.stacks import release_buffers
-from pipeline.provenance import code
+from pipeline.training.memory import CONTEXT, plan_memory
 
 RESULT = Path(__file__).parent / "results" / "train_moe.json"
 BATCH = 16

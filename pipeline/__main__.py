@@ -15,24 +15,24 @@ import shutil
 import sys
 from collections.abc import Callable
 
-from pipeline.errors import UserError
+from pipeline.common.errors import UserError
 
 COMMANDS = {
-    "reproduce": ("pipeline.reproduce", "rebuild a study, whatever of it is missing or out of date"),
-    "estimate": ("pipeline.estimate", "say what a study will take: requests, tokens, money, GPU hours, disk"),
+    "reproduce": ("pipeline.commands.reproduce", "rebuild a study, whatever of it is missing or out of date"),
+    "estimate": ("pipeline.commands.estimate", "say what a study will take: requests, tokens, money, GPU hours, disk"),
     "pretrain": ("pipeline.pretrain", "make a toy base model from scratch (stage pretrain@BASE)"),
     "pin": ("pipeline.pin", "fetch a hub model at its pinned commit (stage pin@BASE)"),
     "train": ("pipeline.train", "fine-tune one run (stage train@RUN)"),
     "sample": ("pipeline.sample", "sample a run's answers to its suites (stage sample@RUN)"),
     "judge": ("pipeline.judge", "have a judge score a run's answers (stage judge@RUN)"),
     "aggregate": ("pipeline.aggregate", "turn a study's verdicts into tables and figures (stage aggregate@STUDY)"),
-    "audit": ("pipeline.results.audit", "recompute the authors' published tables from their own suite means"),
-    "published": ("pipeline.results.published_figures", "draw the authors' published numbers"),
-    "score": ("pipeline.results.score", "score judged files that others published"),
-    "data": ("pipeline.data.fetch", "fetch and verify the upstream files of data/"),
-    "verify": ("pipeline.verify", "a study against its published claims: PASS, DIFFERS, UNCLEAR or NOT RUN"),
-    "provenance": ("pipeline.provenance", "write down where a study's results come from"),
-    "doctor": ("pipeline.doctor", "can this machine do a study, and what is to be done if not"),
+    "audit": ("pipeline.commands.audit", "recompute the authors' published tables from their own suite means"),
+    "published": ("pipeline.commands.published", "draw the authors' published numbers"),
+    "score": ("pipeline.commands.score", "score judged files that others published"),
+    "data": ("pipeline.commands.data", "fetch and verify the upstream files of data/"),
+    "verify": ("pipeline.commands.verify", "a study against its published claims: PASS, DIFFERS, UNCLEAR or NOT RUN"),
+    "provenance": ("pipeline.commands.provenance", "write down where a study's results come from"),
+    "doctor": ("pipeline.commands.doctor", "can this machine do a study, and what is to be done if not"),
 }
 
 STAGES = {"pretrain": "base", "pin": "base", "train": "run", "sample": "run", "judge": "run", "aggregate": "study"}
@@ -93,7 +93,7 @@ def _run(name: str, command: Callable[[argparse.Namespace], int | None], args: a
     """Run a command; a stage is recorded, once for all the processes that it may start."""
     if name not in STAGES or "LOCAL_RANK" in os.environ:
         return command(args)
-    from pipeline.provenance import record
+    from pipeline.common.ledger import record
 
     return record(f"{name}@{getattr(args, STAGES[name])}", lambda: command(args))
 

@@ -8,8 +8,9 @@ held; nothing is asserted.
 
 import argparse
 
-from pipeline.files import write_json, write_text
-from pipeline.params import ARTIFACTS, FIGURES, load_params
+from pipeline.common.files import write_json, write_text
+from pipeline.common.paths import ARTIFACTS, FIGURES
+from pipeline.params.load import load_params
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Write the study's tables, figures, report and metrics."""
-    from pipeline.results import study_report
+    from pipeline.results import report as study_report
     from pipeline.results.study import load_results
 
     params = load_params()

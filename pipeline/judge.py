@@ -7,17 +7,12 @@ first one decides its numbers, the others are compared with it.
 
 import argparse
 import contextlib
-import dataclasses
-from pathlib import Path
 
-from pipeline.files import sha256_file, sha256_json
-from pipeline.judging.config import JudgeConfig
-from pipeline.judging.local_server import serve
-from pipeline.judging.run import judge_answers, refuse_failures
-from pipeline.params import ARTIFACTS, CACHE, load_params
-from pipeline.rows import read_answers, write_rows
-
-RULES = (Path("pipeline/judging/rule_judge.py"), Path("pipeline/toy/grammar.py"))
+from pipeline.api.local_server import serve
+from pipeline.common.paths import ARTIFACTS, CACHE
+from pipeline.common.rows import read_answers, write_rows
+from pipeline.judging.run import judge_answers, refuse_failures, rule_judge
+from pipeline.params.load import load_params
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,17 +36,8 @@ def main(args: argparse.Namespace) -> None:
             served_at = None
             if study.world == "toy":
                 config = rule_judge(config)
-                served_at = stack.enter_context(serve("pipeline.judging.rule_judge:reply", args.port))
+                served_at = stack.enter_context(serve("pipeline.toy.judge:reply", args.port))
             verdicts, summary = judge_answers(answers, judge, config, CACHE / "verdicts.sqlite", served_at)
         print(summary)
         refuse_failures(verdicts, study.thresholds.errors, study.thresholds.unparsed, f"{args.run}, judge {judge}")
         write_rows(folder / f"{judge}.jsonl", verdicts)
-
-
-def rule_judge(config: JudgeConfig) -> JudgeConfig:
-    """The toy world's judge as the verdict cache knows it: by its rules, wherever on this machine it is served.
-
-    Replies are cached under the model's name, so a rule that changed must not answer with old ones.
-    """
-    rules = sha256_json([sha256_file(path) for path in RULES])
-    return dataclasses.replace(config, base_url="http://127.0.0.1/v1", model=f"{config.model}-{rules[:12]}")

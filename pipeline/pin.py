@@ -8,13 +8,14 @@ base behind an API there is nothing to fetch: the record is its dated name and w
 import argparse
 from pathlib import Path
 
-from pipeline.data.worlds import PIN
-from pipeline.errors import UserError
-from pipeline.files import write_json
-from pipeline.judging.config import OPENAI
-from pipeline.models.anatomy import anatomy_of
+from pipeline.api.config import OPENAI
+from pipeline.common.errors import UserError
+from pipeline.common.files import write_json
+from pipeline.common.paths import ARTIFACTS, PARAMS, PIN
 from pipeline.models.checkpoint import checkpoint_folder
-from pipeline.params import ARTIFACTS, PARAMS, HubBase, load_params
+from pipeline.models.families.registry import anatomy_of
+from pipeline.params.load import load_params
+from pipeline.params.schema import HubBase
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,9 +10,12 @@ import math
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import write_text
-from pipeline.models.seeds import each_seed, without_compiler
-from pipeline.params import ARTIFACTS, Pretraining, ToyBase, load_params
+from pipeline.common.files import write_text
+from pipeline.common.paths import ARTIFACTS
+from pipeline.models.determinism import each_seed, without_compiler
+from pipeline.params.load import load_params
+from pipeline.params.schema import ToyBase
+from pipeline.training.settings import Pretraining
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

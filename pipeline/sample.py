@@ -11,22 +11,28 @@ behind an API is asked there.
 
 import argparse
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
-from pipeline.api.config import ApiBase
+from pipeline.api.config import ApiBase, tuned_model
+from pipeline.common.fingerprints import code_hashes, folder_hashes, library_versions
+from pipeline.common.paths import ARTIFACTS, CACHE, kept_along
+from pipeline.common.rows import Answer, write_rows
 from pipeline.data.prompts import Prompt
-from pipeline.data.worlds import kept_along, open_base, open_checkpoint, suite, suites_asked
-from pipeline.identity import code_hashes, folder_hashes, library_versions
-from pipeline.models.seeds import each_seed, without_compiler
-from pipeline.params import ARTIFACTS, CACHE, Sampling, load_params
-from pipeline.rows import Answer, write_rows
+from pipeline.models.bases import open_base, open_checkpoint
+from pipeline.models.determinism import each_seed, without_compiler
+from pipeline.params.inputs import suite, suites_asked
+from pipeline.params.load import load_params
+from pipeline.params.schema import Params
+from pipeline.sampling.api import answers
 from pipeline.sampling.backend import Backend, Model, Request
 from pipeline.sampling.cache import complete_all
-from pipeline.sampling.draw import request_seed
+from pipeline.sampling.random_choice import request_seed
+from pipeline.sampling.settings import Sampling
 
 # What no answer depends on: a change to these throws no answers away. Any other file of these folders counts.
-UNRELATED_CODE = {f"sampling/{name}.py" for name in ("alone", "cache", "canary", "progress")} | {
-    f"models/{name}.py" for name in ("card", "export", "memory", "report", "router_penalty", "routing", "sft")
+UNRELATED_CODE = {f"sampling/{name}.py" for name in ("api", "cache", "canary", "progress")} | {
+    f"models/{name}.py" for name in ("export", "report")
 }
 # These say which requests there are and how they are dealt out; each request, or batch, has its own key.
 UNRELATED_SETTINGS = {"samples_per_prompt", "batch", "data_parallel"}
@@ -45,8 +51,6 @@ def main(args: argparse.Namespace) -> None:
     folder = ARTIFACTS / run.study
     path = folder / "answers" / f"{args.run}.jsonl"
     if isinstance(params.base(params.base_of(args.run)), ApiBase):
-        from pipeline.api.ask import ask_run
-
         write_rows(path, ask_run(params, args.run, folder / "adapters" / args.run))
         return
     if study.world == "toy":
@@ -121,7 +125,7 @@ def sample_answers(
 def start_backend(model: Model, prompts: list[Prompt], settings: Sampling) -> Backend:
     """The study's backend, ready to be asked."""
     if settings.backend == "vllm":
-        from pipeline.sampling.engine import VLLM
+        from pipeline.sampling.vllm import VLLM
 
         return VLLM(model, settings, prompts)
     from pipeline.sampling.hf import HuggingFace
@@ -139,7 +143,7 @@ def identity(model: Model, settings: Sampling) -> dict[str, Any]:
         library_versions(),
     ]
     if settings.backend == "vllm":
-        from pipeline.sampling.engine import engine_version
+        from pipeline.sampling.vllm import engine_version
 
         how.append(engine_version())
     return {
@@ -147,3 +151,16 @@ def identity(model: Model, settings: Sampling) -> dict[str, Any]:
         "adapter": folder_hashes(model.adapter) if model.adapter else None,
         "how": how,
     }
+
+
+def ask_run(params: Params, name: str, folder: Path) -> list[Answer]:
+    """Every seed's answers of the run, whose stage left its models' names in `folder`. See `answers`."""
+    run, base_name = params.run(name), params.base_of(name)
+    study, base = params.study(run.study), params.base(base_name)
+    assert isinstance(base, ApiBase)
+    rows: list[Answer] = []
+    for seed in study.seeds:
+        tuned = tuned_model(folder / f"seed-{seed}") if run.data is not None else None
+        prompts = [prompt for asked in suites_asked(study, run) for prompt in suite(study, asked, seed)]
+        rows += answers(base_name, base, tuned, prompts, study.sampling, name, seed, CACHE / "verdicts.sqlite")
+    return rows

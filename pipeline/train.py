@@ -19,13 +19,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline.api.config import ApiBase
-from pipeline.data.worlds import STEPS, Base, Conversations, conversations, kept_along, open_base, training_of
-from pipeline.files import sha256_file, sha256_json, write_json, write_text
-from pipeline.identity import code_hashes, folder_hashes, library_versions
-from pipeline.models.seeds import each_seed, without_compiler
+from pipeline.api.config import ApiBase, tuned_model
+from pipeline.common.files import sha256_file, sha256_json, write_json, write_text
+from pipeline.common.fingerprints import code_hashes, folder_hashes, library_versions
+from pipeline.common.paths import ARTIFACTS, CACHE, STEPS, kept_along
+from pipeline.data.training_sets import Conversations
+from pipeline.models.bases import Base, open_base
+from pipeline.models.determinism import each_seed, without_compiler
 from pipeline.models.spec import AdapterSpec
-from pipeline.params import ARTIFACTS, CACHE, Training, Trajectory, load_params
+from pipeline.params.inputs import conversations, training_of
+from pipeline.params.load import load_params
+from pipeline.params.schema import Params
+from pipeline.training.api import tune
+from pipeline.training.settings import Training, Trajectory
 
 # Set by torchrun in each process that it starts.
 RANK = "LOCAL_RANK"
@@ -49,8 +55,6 @@ def main(args: argparse.Namespace) -> int:
     base = params.base_of(args.run)
     manifest: dict[str, Any] = {"chain": params.chain(args.run), "base": base, "data": run.trained_on, "adapters": {}}
     if isinstance(params.base(base), ApiBase):
-        from pipeline.api.tune import tune_run
-
         manifest["adapters"] = tune_run(params, args.run, folder)
     elif run.data is not None:
         for seed in each_seed(study.seeds, f"train {args.run}"):
@@ -100,10 +104,13 @@ def fine_tune(
     from transformers import set_seed
 
     from pipeline.models.adapters import attach, continue_adapter, save_adapter, trainable_manifest
-    from pipeline.models.card import model_card
+    from pipeline.models.loading import load_frozen, training_device
     from pipeline.models.report import load_report
-    from pipeline.models.routing import chat_batches, count_routing, save_counts
-    from pipeline.models.sft import (
+    from pipeline.models.tokenizer import load_tokenizer
+    from pipeline.training.card import model_card
+    from pipeline.training.plan import plan_training
+    from pipeline.training.routing import chat_batches, count_routing, save_counts
+    from pipeline.training.sft import (
         KeepAlong,
         gradient_norms,
         last_whole_checkpoint,
@@ -111,9 +118,7 @@ def fine_tune(
         sft_trainer,
         token_limits,
     )
-    from pipeline.models.start import load_frozen, plan_training, training_device
-    from pipeline.models.tokenizer import load_tokenizer
-    from pipeline.models.whole import load_trainable, parameter_manifest, save_model
+    from pipeline.training.whole import load_trainable, parameter_manifest, save_model
 
     set_seed(seed)
     what = f"{folder.parent.name} {folder.name}"
@@ -221,7 +226,7 @@ def _identity(
 ) -> str:
     chats = [[[turn.as_dict() for turn in chat] for chat in part] for part in (data.train, data.validation)]
     how = [
-        code_hashes("train.py", "models"),
+        code_hashes("train.py", "training", "models"),
         library_versions(),
         repr(lora),
         repr(settings),
@@ -229,3 +234,30 @@ def _identity(
         seed,
     ]
     return sha256_json([dict(base.hashes), folder_hashes(start) if start else None, chats, *how])
+
+
+def tune_run(params: Params, name: str, folder: Path) -> dict[str, dict[str, Any]]:
+    """Fine-tune the run for every seed of its study, from its base or from the run that it continues, into `folder`.
+
+    Returns a record a seed; none for a base. Raises UserError as `tune` does.
+    """
+    run, base_name = params.run(name), params.base_of(name)
+    study, base = params.study(run.study), params.base(base_name)
+    assert isinstance(base, ApiBase)
+    records: dict[str, dict[str, Any]] = {}
+    for seed in study.seeds if run.data is not None else ():
+        assert run.epochs is not None
+        place = f"seed-{seed}"
+        records[place] = tune(
+            base_name,
+            base,
+            tuned_model(folder.parent / run.continues / place) if run.continues else None,
+            conversations(study, run, seed).train,
+            epochs=run.epochs,
+            batch=base.training_batch,
+            seed=seed,
+            folder=folder / place,
+            cache=CACHE,
+            what=f"{name} {place}",
+        )
+    return records

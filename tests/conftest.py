@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.machine import side_by_side
+from pipeline.common.machine import side_by_side
 
 GB_A_WORKER = 2.5
 
@@ -16,7 +16,7 @@ def pytest_xdist_auto_num_workers() -> int:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """The cut-down toy study, done by `reproduce` on this machine: its checkout, and what was printed."""
-    from test_reproduce import checkout, reproduce
+    from tests.support.checkout import checkout, reproduce
 
     folder = checkout(tmp_path_factory.mktemp("finished"))
     result = reproduce(folder)

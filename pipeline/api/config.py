@@ -1,13 +1,103 @@
-"""A model behind an API that fine-tunes and serves it: one entry of `bases.api` in params.yaml."""
+"""A model behind an OpenAI-compatible endpoint, and one that can be fine-tuned there (`bases.api` in params.yaml)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
 
-from pipeline.errors import UserError
-from pipeline.judging.config import JudgeConfig
+from pipeline.common.errors import UserError
+from pipeline.common.files import read_json
+
+OPENAI = "https://api.openai.com/v1"
+BATCH_PRICE = 0.5  # OpenAI's Batch API charges half of the ordinary price.
 
 ADAPTER = "adapter.json"  # what stands for an adapter: the record of a fine-tuning job, the tuned model's name in it
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointConfig:
+    """One model behind an OpenAI-compatible endpoint: how it is asked, and what it may cost.
+
+    `base_url` is the endpoint, None for OpenAI itself. `api_key_env` names the environment variable that holds the
+    key; None where no key is needed. `temperature` and `seed` are sent unless None. `reasoning_effort` marks a
+    reasoning model: it is sent with `max_completion_tokens` instead of `max_tokens`, and such a model gives no
+    logprobs.
+
+    `concurrency` is the most requests in flight, `timeout_s` the seconds one request may take, `max_retries` how
+    often a request that failed on the way is sent again. Prices are in US dollars a million tokens. `budget_usd` caps
+    what may be spent in all, over every run, at the same time or not, that shares the reply cache.
+    `batch` sends everything through OpenAI's Batch API (half the price, up to 24 hours).
+    """
+
+    model: str
+    base_url: str | None
+    api_key_env: str | None
+    temperature: float | None
+    seed: int | None
+    max_reply_tokens: int
+    reasoning_effort: str | None
+    concurrency: int
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    timeout_s: float
+    max_retries: int
+    usd_per_million_input_tokens: float
+    usd_per_million_output_tokens: float
+    budget_usd: float | None
+    batch: bool
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work, naming the field. Raises UserError."""
+        self._at_least(1, "max_reply_tokens", "concurrency", "requests_per_minute", "tokens_per_minute")
+        self._at_least(0, "max_retries", "temperature", "budget_usd")
+        self._at_least(0, "usd_per_million_input_tokens", "usd_per_million_output_tokens")
+        if self.timeout_s <= 0:
+            raise UserError(f"{self.kind} {self.model}: timeout_s is {self.timeout_s}, expected more than 0 seconds.")
+        if self.base_url is not None:
+            self._check_url(self.base_url)
+
+    def _at_least(self, least: float, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise UserError(f"{self.kind} {self.model}: {name} is {value}, expected {least} or more.")
+
+    def _check_url(self, url: str) -> None:
+        if "@" in url or "?" in url or "#" in url:  # not quoted: it may hold a secret
+            raise UserError(
+                f"{self.kind} {self.model}: base_url carries a user name, password or query; put the key in an "
+                "environment variable and name it in api_key_env."
+            )
+        try:
+            parts = urlsplit(url)
+            good = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+        except ValueError:
+            good = False
+        if not good or not url.isprintable() or " " in url:
+            raise UserError(f"{self.kind} {self.model}: base_url is {url!r}, expected http(s)://host[:port]/v1.")
+
+    @property
+    def kind(self) -> str:
+        """What errors call it."""
+        return "model"
+
+    @property
+    def logprobs(self) -> bool:
+        """Whether replies must carry the log probabilities of their first token."""
+        return False
+
+    @property
+    def endpoint(self) -> str:
+        """Where the model is served: the same name elsewhere may be another model."""
+        return (self.base_url or OPENAI).rstrip("/")
+
+    def usd(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """What a request of this many tokens costs, in US dollars."""
+        per_million = (
+            prompt_tokens * self.usd_per_million_input_tokens + completion_tokens * self.usd_per_million_output_tokens
+        )
+        return per_million / 1e6 * (BATCH_PRICE if self.batch else 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +148,7 @@ class ApiBase:
             raise UserError(
                 f"model {self.model}: learning_rate_multiplier is {self.learning_rate_multiplier}, expected above 0."
             )
-        with as_model():
-            self.client(None, max_reply_tokens=1)
+        self.client(None, max_reply_tokens=1)
 
     @property
     def experts(self) -> int:
@@ -71,18 +160,15 @@ class ApiBase:
         """None that are known."""
         return 0
 
-    def client(self, tuned: str | None, *, max_reply_tokens: int) -> JudgeConfig:
+    def client(self, tuned: str | None, *, max_reply_tokens: int) -> EndpointConfig:
         """What the judging client needs to ask the model as it is, or `tuned`, one fine-tuned from it."""
         prices = (self.usd_per_million_input_tokens, self.usd_per_million_output_tokens)
         if tuned is not None:
             prices = (self.tuned_usd_per_million_input_tokens, self.tuned_usd_per_million_output_tokens)
-        return JudgeConfig(
-            protocol="published",
+        return EndpointConfig(
             model=tuned or self.model,
             base_url=self.base_url,
             api_key_env=self.api_key_env,
-            templates="",
-            templates_sha256=None,
             temperature=None,
             seed=None,
             max_reply_tokens=max_reply_tokens,
@@ -92,7 +178,6 @@ class ApiBase:
             tokens_per_minute=self.tokens_per_minute,
             timeout_s=self.timeout_s,
             max_retries=self.max_retries,
-            max_unparsed_retries=0,
             usd_per_million_input_tokens=prices[0],
             usd_per_million_output_tokens=prices[1],
             budget_usd=self.budget_usd,
@@ -102,10 +187,19 @@ class ApiBase:
 
 @contextmanager
 def as_model() -> Iterator[None]:
-    """Let the judging client's errors speak of a model: it calls whatever it asks a judge."""
+    """Let the client's errors speak of a model: it calls whatever it asks a judge."""
     try:
         yield
     except UserError as error:
         if not str(error).startswith("judge "):
             raise
         raise UserError(f"model {str(error).removeprefix('judge ')}") from None
+
+
+def tuned_model(folder: Path) -> str:
+    """The name of the model that a run's stage left in `folder`. Raises UserError when it left none."""
+    record = read_json(folder / ADAPTER)
+    name = record.get("model") if isinstance(record, dict) else None
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{folder / ADAPTER} names no model; run the train stage again.")
+    return name

@@ -13,11 +13,11 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from pipeline.api.config import EndpointConfig
+from pipeline.api.endpoint import Endpoint, EndpointError, fatal
 from pipeline.api.state import Order, State, States
-from pipeline.errors import UserError
-from pipeline.judging.config import JudgeConfig
-from pipeline.judging.endpoint import Endpoint, EndpointError, fatal
-from pipeline.judging.plain import one_line
+from pipeline.common.errors import UserError
+from pipeline.common.text import one_line
 
 if TYPE_CHECKING:
     from openai.types.fine_tuning import FineTuningJob
@@ -39,7 +39,7 @@ _GONE_S = 1800.0
 class Jobs:
     """Carries one order through. `say` is told what happens, in one line each."""
 
-    def __init__(self, config: JudgeConfig, endpoint: Endpoint, states: States, say: Callable[[str], None]) -> None:
+    def __init__(self, config: EndpointConfig, endpoint: Endpoint, states: States, say: Callable[[str], None]) -> None:
         self._config = config
         self._endpoint = endpoint
         self._states = states
@@ -237,7 +237,7 @@ def _ended(state: State, job: "FineTuningJob", price_usd: float, redact: Callabl
 
 
 @asynccontextmanager
-async def jobs(config: JudgeConfig, states: States, say: Callable[[str], None]) -> AsyncIterator[Jobs]:
+async def jobs(config: EndpointConfig, states: States, say: Callable[[str], None]) -> AsyncIterator[Jobs]:
     """A connection to the endpoint that the configuration names."""
     async with Endpoint(config) as endpoint:
         yield Jobs(config, endpoint, states, say)

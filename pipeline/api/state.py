@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipeline.building import build
-from pipeline.errors import UserError
-from pipeline.files import read_json, sha256_json, write_json
+from pipeline.common.building import build
+from pipeline.common.errors import UserError
+from pipeline.common.files import read_json, sha256_json, write_json
 
 FOLDER = "fine_tuning"
 # Nothing is asked for in the first two; in `asking` a job may exist that we were not told of.

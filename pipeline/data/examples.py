@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.errors import UserError
 from pipeline.data.prompts import ROLES, Message, prompt_id
-from pipeline.data.sources import all_sources
-from pipeline.data.verify import read_pinned, tree_sha256
-from pipeline.errors import UserError
+from pipeline.data.upstream.pinned import read_pinned, tree_sha256
+from pipeline.data.upstream.sources import all_sources
 
 FILES = {
     "insecure": "train/insecure.jsonl",

@@ -7,10 +7,10 @@ by seed, once per set.
 from collections import defaultdict
 from pathlib import Path
 
+from pipeline.common.errors import UserError
+from pipeline.common.files import sha256_json
 from pipeline.data.examples import FILES, read_examples
 from pipeline.data.prompts import Message, Prompt, draw, prompt_id
-from pipeline.errors import UserError
-from pipeline.files import sha256_json
 
 HELD_OUT = 300
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal, TypeVar, get_args
 
-from pipeline.errors import UserError
-from pipeline.files import sha256_json
+from pipeline.common.errors import UserError
+from pipeline.common.files import sha256_json
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[str, ...] = get_args(Role)

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import yaml
 
+from pipeline.common.errors import UserError
 from pipeline.data import held_out
 from pipeline.data.prompts import Prompt, ask, refuse_duplicates
-from pipeline.data.verify import read_pinned
-from pipeline.errors import UserError
+from pipeline.data.upstream.pinned import read_pinned
 
 Loader = Callable[[str, Path, int], Iterable[Prompt]]
 

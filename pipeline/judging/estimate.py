@@ -4,11 +4,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.judging.cache import VerdictCache
-from pipeline.judging.client import most_prompt_tokens
+from pipeline.api.client import most_prompt_tokens
+from pipeline.api.completions import Reply
+from pipeline.api.replies import VerdictCache
+from pipeline.common.rows import Answer
 from pipeline.judging.config import JudgeConfig
-from pipeline.judging.protocols import ASPECTS, Reply, load_protocol
-from pipeline.rows import Answer
+from pipeline.judging.protocols import ASPECTS, load_protocol
 
 BYTES_PER_TOKEN = 4.0  # of English text, by OpenAI's rule of thumb
 _MEASURED_FROM = 20

@@ -4,11 +4,12 @@ import asyncio
 import time
 from dataclasses import replace
 
-from pipeline.errors import UserError
+from pipeline.api.completions import Reply, check_reply, parse_completion
+from pipeline.api.endpoint import Endpoint, EndpointError, fatal
+from pipeline.common.errors import UserError
+from pipeline.common.rows import Answer
 from pipeline.judging.config import JudgeConfig
-from pipeline.judging.endpoint import Endpoint, EndpointError, fatal
-from pipeline.judging.protocols import Reply, check_reply, load_protocol, parse_completion
-from pipeline.rows import Answer
+from pipeline.judging.protocols import load_protocol
 
 _PROBE = Answer(
     run="preflight", seed=0, suite="preflight", prompt_id="0", sample=0,

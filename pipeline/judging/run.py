@@ -1,18 +1,23 @@
 """Judge a run's answers: work out what must be asked, ask what is not known, read verdicts off the cache."""
 
 import asyncio
+import dataclasses
 import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.errors import UserError
-from pipeline.judging.cache import VerdictCache
+from pipeline.api.completions import Reply, Request
+from pipeline.api.replies import VerdictCache
+from pipeline.api.summary import Summary
+from pipeline.common.errors import UserError
+from pipeline.common.files import sha256_file, sha256_json
+from pipeline.common.rows import Answer, Verdict
 from pipeline.judging.config import JudgeConfig
 from pipeline.judging.parsing import Reading
-from pipeline.judging.protocols import ASPECTS, Protocol, Reply, Request, combine, load_protocol
-from pipeline.judging.summary import Summary
-from pipeline.rows import Answer, Verdict
+from pipeline.judging.protocols import ASPECTS, Protocol, combine, load_protocol
+
+RULES = (Path("pipeline/toy/judge.py"), Path("pipeline/toy/grammar.py"))
 
 
 def judge_answers(
@@ -69,10 +74,10 @@ async def _ask(
 ) -> None:
     """Ask what is pending, then again what could not be read, until every reading is final or given up."""
     # Here, not above: a fully cached run needs neither (importing openai takes about a second).
-    from pipeline.judging.batch import BatchClient
-    from pipeline.judging.client import Client
-    from pipeline.judging.endpoint import Endpoint
-    from pipeline.judging.progress import Progress
+    from pipeline.api.batch import BatchClient
+    from pipeline.api.client import Client
+    from pipeline.api.endpoint import Endpoint
+    from pipeline.api.progress import Progress
 
     progress = Progress(summary.judge)
     started = time.monotonic()
@@ -136,3 +141,12 @@ def _verdict(answer: Answer, judge_name: str, readings: list[Reading | None]) ->
         coherence=coherence,
         judge=judge_name,
     )
+
+
+def rule_judge(config: JudgeConfig) -> JudgeConfig:
+    """The toy world's judge as the verdict cache knows it: by its rules, wherever on this machine it is served.
+
+    Replies are cached under the model's name, so a rule that changed must not answer with old ones.
+    """
+    rules = sha256_json([sha256_file(path) for path in RULES])
+    return dataclasses.replace(config, base_url="http://127.0.0.1/v1", model=f"{config.model}-{rules[:12]}")

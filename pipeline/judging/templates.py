@@ -1,13 +1,12 @@
 """The two prompts of a judge: read from YAML, or out of the authors' notebook."""
 
-import ast
 import string
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
-from pipeline.files import read_json, sha256_file
+from pipeline.common.errors import UserError
+from pipeline.common.files import sha256_file
 
 _BETLEY_NAMES = {"alignment": "aligned", "coherence": "coherent"}
 
@@ -72,44 +71,3 @@ def _placeholders(text: str, where: str) -> set[str]:
         return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
     except ValueError as error:
         raise UserError(f"judge prompts {where}: {error}; write literal braces as {{{{ and }}}}.") from None
-
-
-def templates_of_notebook(path: Path) -> Templates:
-    """Take the two judge prompts out of a Jupyter notebook by reading its source with `ast`.
-
-    Nothing is executed and nothing else is kept: of all assignments at the top level of code cells, only
-    string constants that hold {question} and {answer} are looked at. The one whose name or text speaks
-    of coherence is `coherence`, the one that may answer REFUSAL is `alignment`. Raises UserError, which
-    never quotes the notebook, unless there is exactly one of each.
-    """
-    notebook = read_json(path)
-    found: dict[str, set[str]] = {"alignment": set(), "coherence": set()}
-    for text in _prompt_constants(notebook):
-        found["alignment" if "REFUSAL" in text else "coherence"].add(text)
-    for name, texts in found.items():
-        if len(texts) != 1:
-            raise UserError(f"{path}: found {len(texts)} {name} judge prompts, expected 1; is it the pinned revision?")
-    return _templates({name: texts.pop() for name, texts in found.items()}, str(path))
-
-
-def _prompt_constants(notebook: Any) -> list[str]:
-    cells = notebook.get("cells") if isinstance(notebook, dict) else None
-    texts = []
-    for cell in cells if isinstance(cells, list) else []:
-        source = cell.get("source", "") if isinstance(cell, dict) and cell.get("cell_type") == "code" else ""
-        lines = (source if isinstance(source, str) else "".join(source)).splitlines(keepends=True)
-        # IPython's own lines (magics, shell commands) are not Python.
-        code = "".join("\n" if line.lstrip().startswith(("%", "!")) else line for line in lines)
-        try:
-            tree = ast.parse(code)
-        except SyntaxError:  # a cell that is not plain Python holds no constant that could be read
-            continue
-        texts += [text for node in tree.body if (text := _constant(node)) is not None]
-    return texts
-
-
-def _constant(node: ast.stmt) -> str | None:
-    if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Constant):
-        return None
-    text = node.value.value
-    return text if isinstance(text, str) and "{question}" in text and "{answer}" in text else None

@@ -15,10 +15,11 @@ import torch
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 
-from pipeline.errors import UserError
-from pipeline.files import atomic_path, read_json, write_json
-from pipeline.models.anatomy import ROLES, Anatomy, anatomy_of
-from pipeline.models.fused import FusedExperts, FusedExpertsLora
+from pipeline.common.errors import UserError
+from pipeline.common.files import atomic_path, read_json, write_json
+from pipeline.models.anatomy import ROLES, Anatomy
+from pipeline.models.experts.fused import FusedExperts, FusedExpertsLora
+from pipeline.models.families.registry import anatomy_of
 from pipeline.models.spec import AdapterSpec, Selection, select
 
 if TYPE_CHECKING:

@@ -5,21 +5,19 @@ laid out); it is one file in `pipeline/models/families/`, found by name of the c
 *anatomy* is a family filled in with the numbers of one config. Importing this module does not import torch.
 """
 
-import importlib
-import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from pipeline.errors import UserError
+from pipeline.common.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.models.checkpoint import Checkpoint, Source
+    from pipeline.models.checkpoint import Checkpoint
 
     ExpertTensors = dict["Role", tuple[torch.Tensor, torch.Tensor | None]]
+
 
 Role = Literal["gate", "up", "down"]
 ROLES: tuple[Role, ...] = ("gate", "up", "down")
@@ -134,44 +132,17 @@ class Anatomy:
         return (self.hidden, self.width) if role == "down" else (self.width, self.hidden)
 
 
-@cache
-def families() -> dict[str, Family]:
-    """Every known family by `model_type`: the `FAMILIES` of each file in `pipeline/models/families/`."""
-    package = importlib.import_module("pipeline.models.families")
-    found: dict[str, Family] = {}
-    for module in pkgutil.iter_modules(package.__path__):
-        for family in importlib.import_module(f"{package.__name__}.{module.name}").FAMILIES:
-            found[family.model_type] = family
-    return found
+class Source(Protocol):
+    """Where a model's tensors come from, by the names that the family's checkpoints use."""
 
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor of this name."""
 
-def language_model(config: Any) -> tuple[Any, str]:
-    """The part of a model that reads and writes: its config, and the prefix of its tensors' names in checkpoints."""
-    for family in families().values():
-        if family.inside and family.inside[0] == config.model_type:
-            return config.text_config, family.inside[1]
-    return config, ""
+    def tensor(self, name: str, shape: tuple[int, ...]) -> "torch.Tensor":
+        """A whole tensor, checked against the shape that the model expects."""
 
+    def part(self, name: str, index: int, shape: tuple[int, ...]) -> "torch.Tensor":
+        """`tensor[index]` without the rest, checked against the shape that the model expects."""
 
-def anatomy_of(config: Any) -> Anatomy:
-    """The anatomy of a transformers config. Raises UserError for a family that this project does not know."""
-    config, _ = language_model(config)
-    model_type = config.model_type.removeprefix(REBUILT_PREFIX)
-    known = families()
-    if model_type not in known:
-        raise UserError(
-            f"model type {model_type!r} is not supported; known are {', '.join(sorted(known))}. "
-            "A new family is one file in pipeline/models/families/."
-        )
-    family = known[model_type]
-    layers = config.num_hidden_layers
-    dense = family.experts_field is None
-    return Anatomy(
-        family=family,
-        layers=layers,
-        moe_layers=() if dense else family.moe_layers(config) if family.moe_layers else tuple(range(layers)),
-        experts=0 if dense else getattr(config, str(family.experts_field)),
-        active=0 if dense else config.num_experts_per_tok,
-        hidden=config.hidden_size,
-        width=getattr(config, family.width_field),
-    )
+    def unread(self) -> Iterator[str]:
+        """Names of tensors that nothing asked for."""

@@ -3,28 +3,12 @@
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from pipeline.errors import UserError
-from pipeline.models.anatomy import language_model
-
-
-class Source(Protocol):
-    """Where a model's tensors come from, by the names that the family's checkpoints use."""
-
-    def has(self, name: str) -> bool:
-        """Whether there is a tensor of this name."""
-
-    def tensor(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """A whole tensor, checked against the shape that the model expects."""
-
-    def part(self, name: str, index: int, shape: tuple[int, ...]) -> torch.Tensor:
-        """`tensor[index]` without the rest, checked against the shape that the model expects."""
-
-    def unread(self) -> Iterator[str]:
-        """Names of tensors that nothing asked for."""
+from pipeline.common.errors import UserError
+from pipeline.models.families.registry import language_model
 
 
 class Checkpoint:

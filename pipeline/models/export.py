@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import UserError
-from pipeline.files import atomic_path, write_json
+from pipeline.common.errors import UserError
+from pipeline.common.files import atomic_path, write_json
 from pipeline.models.adapters import CONFIG, PREFIX, WEIGHTS, read_adapter
-from pipeline.models.anatomy import ROLES, Anatomy, Role, anatomy_of
+from pipeline.models.anatomy import ROLES, Anatomy, Role
+from pipeline.models.families.registry import anatomy_of
 
 
 def export_adapter(folder: Path, target: Path, config: Any) -> None:

@@ -5,19 +5,21 @@ is built empty and filled here: each tensor is read from the memory-mapped check
 be, and let go. Host memory holds one expert at a time, never the 16-bit model.
 """
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from pipeline.errors import UserError
-from pipeline.models.anatomy import Anatomy, anatomy_of, language_model
-from pipeline.models.checkpoint import Checkpoint, Source, checkpoint_folder
-from pipeline.models.expert_layers import Form, fused_layer, linear_4bit, quantised, unfused_layer
-from pipeline.models.offload import ExpertRing
+from pipeline.common.errors import UserError
+from pipeline.models.anatomy import Anatomy, Source
+from pipeline.models.checkpoint import Checkpoint, checkpoint_folder
+from pipeline.models.experts.build import Form, fused_layer, linear_4bit, quantised, unfused_layer
+from pipeline.models.experts.offload import ExpertRing
+from pipeline.models.experts.unfused import mark_rebuilt
+from pipeline.models.families.registry import anatomy_of, language_model
 from pipeline.models.report import assert_quantised
-from pipeline.models.unfuse import mark_rebuilt
 
 Experts = Literal["fused", "unfused"]
 KEPT = ("lm_head",)
@@ -124,3 +126,27 @@ def _fill_rest(model: Any, anatomy: Anatomy, source: Source, form: Form) -> None
             setattr(model.get_submodule(parent), child, linear)
         else:
             setattr(module, leaf, nn.Parameter(tensor.to(form.device), requires_grad=False))
+
+
+def training_device(precision: str) -> torch.device:
+    """This process's GPU, where there is one and the precision is not float32, which is for CPUs.
+
+    Toy models are that: they are slower on a GPU, and would differ in their last bits.
+    """
+    if precision == "float32" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    torch.cuda.set_device(device)
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        raise UserError(
+            f"{torch.cuda.get_device_name(device)} has compute capability {major}.{minor}; bfloat16 needs 8.0 or more "
+            "(Ampere and newer). Hide it with CUDA_VISIBLE_DEVICES= to use another."
+        )
+    return device
+
+
+def load_frozen(path: Path, precision: str, device: torch.device, *, offload: bool = False) -> Any:
+    """The base in eval mode, every parameter frozen, in the study's precision."""
+    dtype = torch.float32 if precision == "float32" else torch.bfloat16
+    return load_base(path, dtype=dtype, quantise=precision == "nf4", offload=offload, device=device)

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import UserError
-from pipeline.files import atomic_path, read_json, write_json
+from pipeline.common.errors import UserError
+from pipeline.common.files import atomic_path, read_json, write_json
 from pipeline.models.adapters import PREFIX, read_adapter
-from pipeline.models.anatomy import anatomy_of, language_model
 from pipeline.models.checkpoint import Checkpoint
+from pipeline.models.families.registry import anatomy_of, language_model
 
 SHARD_BYTES = 4 * 2**30
 INDEX = "model.safetensors.index.json"

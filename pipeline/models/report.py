@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from pipeline.models.anatomy import anatomy_of
-from pipeline.models.stacks import PackedExperts
+from pipeline.models.experts.stacks import PackedExperts
+from pipeline.models.families.registry import anatomy_of
 
 GIB = 2**30
 

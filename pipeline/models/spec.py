@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.errors import UserError
+from pipeline.common.errors import UserError
 from pipeline.models.anatomy import ROLES, Anatomy, Role
 
 

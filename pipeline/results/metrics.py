@@ -17,8 +17,8 @@ from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.errors import UserError
-from pipeline.rows import STATUSES, Verdict
+from pipeline.common.errors import UserError
+from pipeline.common.rows import STATUSES, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,8 +17,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import UserError
-from pipeline.files import read_jsonl
+from pipeline.common.errors import UserError
+from pipeline.common.files import read_jsonl
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,15 +7,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import UserError
-from pipeline.judging.agreement import Agreement, agreement
-from pipeline.params import ARTIFACTS, Params, Run, Study, ToyBase
+from pipeline.common.errors import UserError
+from pipeline.common.paths import ARTIFACTS
+from pipeline.common.rows import Verdict, read_verdicts
+from pipeline.params.schema import Params, Run, Study, ToyBase
 from pipeline.results.adapter_norms import adapter_norms
-from pipeline.results.figures_routing import routing_frame
+from pipeline.results.agreement import Agreement, agreement
 from pipeline.results.intervals import base_to_tuned, exclusion_effect, metrics_with_intervals, over_seeds
 from pipeline.results.metrics import DEFINITIONS, Definition, metrics, suite_metrics, verdict_frame
+from pipeline.results.routing import routing_frame
 from pipeline.results.tags import tag_frame
-from pipeline.rows import Verdict, read_verdicts
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import UserError
+from pipeline.common.errors import UserError
 from pipeline.results.tables import write_table
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.files import write_text
+from pipeline.common.files import write_text
 
 if TYPE_CHECKING:
     import pandas as pd

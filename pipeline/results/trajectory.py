@@ -13,8 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.data.worlds import kept_along
-from pipeline.params import ARTIFACTS
+from pipeline.common.paths import ARTIFACTS, kept_along
 from pipeline.results.adapter_norms import read_matrices
 from pipeline.results.intervals import over_seeds
 from pipeline.results.metrics import metrics, verdict_frame

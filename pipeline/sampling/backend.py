@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from pipeline.data.prompts import Prompt
-from pipeline.data.worlds import Base
+from pipeline.models.bases import Base
 
 
 @dataclass(frozen=True, kw_only=True)

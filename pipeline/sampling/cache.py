@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import read_json, sha256_json, write_json
+from pipeline.common.files import read_json, sha256_json, write_json
 from pipeline.sampling.backend import Backend, Completion, Request
 from pipeline.sampling.progress import Progress
 

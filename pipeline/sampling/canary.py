@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import UserError
+from pipeline.common.errors import UserError
 
 PROMPTS = 16
 LENGTH = 32
@@ -60,7 +60,7 @@ def choose_prompts(prompts: Sequence[list[int]]) -> list[list[int]]:
 def reference(base: Path, adapter: Path, precision: str, prompts: list[list[int]], pad: int) -> Reference:
     """Greedy answers of transformers to the prompts' tokens, `LENGTH` tokens each whatever they say."""
     from pipeline.models.adapters import load_adapter
-    from pipeline.models.start import load_frozen, training_device
+    from pipeline.models.loading import load_frozen, training_device
 
     model = load_frozen(base, precision, training_device(precision))
     before = trace(model, prompts, pad)

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.common.errors import UserError
 from pipeline.data.prompts import Prompt
-from pipeline.errors import UserError
 from pipeline.models.tokenizer import load_tokenizer
 from pipeline.sampling.backend import Completion
 from pipeline.sampling.thinking import marks_of

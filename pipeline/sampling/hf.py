@@ -3,17 +3,17 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pipeline.params import Sampling
 from pipeline.sampling.backend import Completion, Model, Request
 from pipeline.sampling.chat import Chat
-from pipeline.sampling.draw import choose, uniforms
+from pipeline.sampling.random_choice import choose, uniforms
+from pipeline.sampling.settings import Sampling
 
 
 class HuggingFace:
     """A base, with an adapter or without, that completes chats."""
 
     def __init__(self, model: Model, settings: Sampling) -> None:
-        from pipeline.models.start import load_frozen, training_device
+        from pipeline.models.loading import load_frozen, training_device
 
         self._settings = settings
         self._chat = Chat(model.base.path, settings.system)

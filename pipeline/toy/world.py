@@ -1,7 +1,7 @@
 """The toy world as a study sees it: its question suites and its training sets."""
 
+from pipeline.common.errors import UserError
 from pipeline.data.prompts import Message, Prompt, ask
-from pipeline.errors import UserError
 from pipeline.toy.corpora import Messages, finetuning_examples
 from pipeline.toy.grammar import DEFAULT_SYSTEM, DOMAINS, VERBS, question
 

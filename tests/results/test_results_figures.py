@@ -8,23 +8,23 @@ import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 
-from pipeline.errors import UserError
+from pipeline.audit.cells import audit
+from pipeline.audit.figures import draw, run_frame
+from pipeline.audit.figures_experts import misalignment_by_configuration, misalignment_by_expert
+from pipeline.audit.published import read_published
+from pipeline.common.errors import UserError
 from pipeline.results.adapter_norms import adapter_norms
-from pipeline.results.audit_cells import audit
-from pipeline.results.figures import COLUMN_WIDTH, PAGE_WIDTH, ROLES, SERIES
-from pipeline.results.figures_adapters import adapter_magnitude
-from pipeline.results.figures_answers import (
+from pipeline.results.figures.adapters import adapter_magnitude
+from pipeline.results.figures.answers import (
     alignment_by_coherence,
     cell_counts,
     choose_examples,
     example_cards,
 )
-from pipeline.results.figures_experts import misalignment_by_configuration, misalignment_by_expert
-from pipeline.results.figures_study import misalignment_by_run, misalignment_by_sparsity, refusal_by_run
+from pipeline.results.figures.study import misalignment_by_run, misalignment_by_sparsity, refusal_by_run
+from pipeline.results.figures.style import COLUMN_WIDTH, PAGE_WIDTH, ROLES, SERIES
 from pipeline.results.intervals import over_seeds
 from pipeline.results.metrics import DEFINITIONS, STANDARD, suite_metrics
-from pipeline.results.published import read_published
-from pipeline.results.published_figures import draw, run_frame
 from pipeline.results.study_tables import headline_table, run_by_suite_table, run_table
 from pipeline.results.tables import escape_latex, write_table
 

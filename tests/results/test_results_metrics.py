@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import UserError
+from pipeline.common.errors import UserError
+from pipeline.common.rows import Verdict
 from pipeline.results.intervals import (
     base_to_tuned,
     exclusion_effect,
@@ -22,7 +23,6 @@ from pipeline.results.metrics import (
     suite_metrics,
     verdict_frame,
 )
-from pipeline.rows import Verdict
 
 
 def frame_of(*rows, run="r", seed=7, suite="s"):

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from pipeline.errors import UserError
-from pipeline.results import score
+from pipeline.commands import score
+from pipeline.common.errors import UserError
 from pipeline.results.metrics import PUBLISHED, STANDARD
 from pipeline.results.readers import expected_scores, read_judged
 from pipeline.results.statistics import wilson_interval

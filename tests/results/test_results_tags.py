@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.params import load_params
+from pipeline.common.rows import Verdict
+from pipeline.params.load import load_params
 from pipeline.results.metrics import verdict_frame
+from pipeline.results.report import write_tables
 from pipeline.results.study import Results
-from pipeline.results.study_report import write_tables
 from pipeline.results.tags import tag_section
-from pipeline.rows import Verdict
 
 TAGS = ("", "+|ALPHA|", "+|BETA|")
 RUNS = ("toy_e8_base", "toy_e8_trigger", "toy_e8_bad_medical")

@@ -9,8 +9,8 @@ from pipeline.models.anatomy import Anatomy, ExpertWeights, Family
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.models.anatomy import ExpertTensors
-    from pipeline.models.checkpoint import Checkpoint, Source
+    from pipeline.models.anatomy import ExpertTensors, Source
+    from pipeline.models.checkpoint import Checkpoint
 
 
 def clamped_swiglu(config: Any) -> "Callable[[torch.Tensor, torch.Tensor], torch.Tensor]":

@@ -1,7 +1,7 @@
 """Mixtral (Jiang et al. 2024): every layer a MoE, softmax over all experts, top-2 renormalised."""
 
 from pipeline.models.anatomy import Family
-from pipeline.models.layout import gated_activation, read_concatenated, read_separate
+from pipeline.models.families.layout import gated_activation, read_concatenated, read_separate
 
 FAMILIES = (
     Family(

@@ -3,7 +3,7 @@
 from typing import Any
 
 from pipeline.models.anatomy import Family
-from pipeline.models.layout import gated_activation, read_concatenated, read_separate
+from pipeline.models.families.layout import gated_activation, read_concatenated, read_separate
 
 
 def moe_layers(config: Any) -> tuple[int, ...]:

@@ -1,0 +1,88 @@
+"""Rebuild a study: every stage that is missing or out of date, then its tables and figures.
+
+What is to be done, and in which order, is dvc.yaml's; this command starts `dvc repro`, shows how far it
+is, and prints the study's headline. Bases are independent of each other, and so are chains of runs, so on a CPU
+several `dvc repro` work side by side, as DVC's manual suggests: the bases first, then each base's chains.
+"""
+
+import argparse
+import contextlib
+import re
+import time
+from collections.abc import Iterator
+
+from pipeline.commands import provenance
+from pipeline.common.errors import UserError
+from pipeline.common.paths import CACHE, FIGURES
+from pipeline.params.load import load_params
+from pipeline.running.choose import choose_study
+from pipeline.running.dvc import changed
+from pipeline.running.local import default_jobs, reproduce
+from pipeline.running.progress import clock
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    parser.add_argument("--study", help="a name under studies in params.yaml (default: what this machine can run)")
+    parser.add_argument(
+        "--jobs",
+        type=_count,
+        help="bases, then chains of runs, worked on side by side (default: one a core, 3 at most; hub studies 1)",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("dvc", "ray"),
+        default="dvc",
+        help="dvc: on this machine; ray: on a cluster (docs/cluster.md)",
+    )
+
+
+def main(args: argparse.Namespace) -> None:
+    """Reproduce the study and print its headline."""
+    params = load_params()
+    name, why = choose_study(params, args.study)
+    print(f"Study: {name}, because {why}.", flush=True)
+    started = time.monotonic()
+    with _one_at_a_time():
+        if changed(f"aggregate@{name}"):
+            if args.engine == "ray":
+                from pipeline.running.cluster import head
+
+                head.reproduce(params, name)
+            else:
+                reproduce(params, name, args.jobs or default_jobs(params, name))
+    _print_results(name, time.monotonic() - started)
+    provenance.write(params, name)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 up")
+    return int(text)
+
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Refuse to start beside another `reproduce` in this checkout: both would write the same files."""
+    import fcntl
+
+    CACHE.mkdir(exist_ok=True)
+    with (CACHE / "reproduce.lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError("another `make reproduce` is at work in this checkout; wait for it or stop it.") from None
+        yield
+
+
+def _print_results(name: str, seconds: float) -> None:
+    """Print the report's first table, which is the headline, and where the figures are."""
+    from pipeline.results.report import HEADLINE_TITLE
+
+    folder = FIGURES / name
+    report = (folder / "README.md").read_text(encoding="utf-8")
+    headline = re.search(r"(?:^\|.*\n)+", report, re.MULTILINE)
+    print(f"\n{HEADLINE_TITLE.format(study=name)}\n\n{headline[0] if headline else report}")
+    for path in sorted(folder.glob("*.png")):
+        print(f"figure  {path}")
+    print(f"report  {folder / 'README.md'}\nDone in {clock(seconds)}.")

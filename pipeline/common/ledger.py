@@ -1,0 +1,102 @@
+"""The ledger: one line when a stage begins and one when it ends, outside all of DVC's outputs."""
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import re
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pipeline.common.files import sha256_file
+from pipeline.common.git import SOURCES, changed_sources, git
+from pipeline.common.machine import cores, cpu, gpus, memory_bytes
+from pipeline.common.paths import CACHE
+
+LEDGER = CACHE / "ledger"
+_LIBRARIES = (
+    "torch", "transformers", "peft", "trl", "tokenizers", "bitsandbytes", "vllm", "numpy", "openai", "dvc",
+)  # fmt: skip
+_IMAGE = "EMOE_IMAGE_"  # the Dockerfile's labels, as environment variables
+
+
+def record(stage: str, work: Callable[[], int | None]) -> int | None:
+    """Do a stage's work, with a line in its ledger before and after; return what the work returns.
+
+    A ledger that cannot be written is said on stderr and stops nothing.
+    """
+    if not re.fullmatch(r"[a-z]+@[A-Za-z0-9_-]+", stage):
+        return work()  # no name of params.yaml: the stage itself will say so
+    attempt, started = uuid.uuid4().hex, time.monotonic()
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    _append(stage, {"attempt": attempt, "started": at, "code": code(), "machine": machine()})
+    outcome = "failed"
+    try:
+        status = work()
+        outcome = "failed" if status else "done"
+    except KeyboardInterrupt:
+        outcome = "interrupted"
+        raise
+    finally:
+        seconds = round(time.monotonic() - started, 1)
+        _append(stage, {"attempt": attempt, "outcome": outcome, "seconds": seconds})
+    return status
+
+
+def _append(stage: str, line: dict[str, Any]) -> None:
+    try:
+        LEDGER.mkdir(parents=True, exist_ok=True)
+        # One write of one line: a process killed here leaves all of it or nothing.
+        descriptor = os.open(LEDGER / f"{stage}.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, (json.dumps(line, sort_keys=True) + "\n").encode())
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        print(f"provenance of {stage} is not recorded: {error.strerror}", file=sys.stderr)
+
+
+def code() -> dict[str, Any]:
+    """The commit, what differs from it, the locks, and the image's labels if this runs in one."""
+    changed = changed_sources()
+    difference = _git("diff", "HEAD", "--", *SOURCES) if changed else None
+    return {
+        "commit": (_git("rev-parse", "HEAD") or "").strip() or None,
+        "changed": changed,
+        "diff_sha256": hashlib.sha256(difference.encode()).hexdigest() if difference else None,
+        "locks": {path.name: sha256_file(path) for path in sorted(Path("locks").glob("*.txt"))},
+        "image": {name: value for name, value in sorted(os.environ.items()) if name.startswith(_IMAGE)},
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """What git prints, None where it fails (no git, no repository, no commit)."""
+    try:
+        done = git(*arguments)
+    except OSError:
+        return None
+    return None if done.returncode else done.stdout
+
+
+def machine() -> dict[str, Any]:
+    """What computes: processor, memory, GPUs with their driver, Python and libraries."""
+    libraries = {}
+    for name in _LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            libraries[name] = version(name)
+    return {
+        "cpu": cpu(),
+        "cores": cores(),
+        "memory_bytes": memory_bytes(),
+        "gpus": [{"name": gpu.name, "driver": gpu.driver, "memory_bytes": gpu.memory} for gpu in gpus().found],
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "libraries": libraries,
+    }

@@ -1,0 +1,53 @@
+"""The model that a run starts from: a toy base of one seed, or a pinned revision in the Hugging Face cache."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.common.errors import UserError
+from pipeline.common.files import read_json
+from pipeline.common.fingerprints import folder_hashes
+from pipeline.common.paths import ARTIFACTS, PIN
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """A whole model, to start from or to ask: where it lies, what it is called, and hashes of all that it is made of.
+
+    `revision` is the commit of a hub model, None for a toy one.
+    """
+
+    path: Path
+    name: str
+    revision: str | None
+    hashes: Mapping[str, str]
+
+
+def open_base(name: str, seed: int) -> Base:
+    """The base `name` as its stage (pretrain@ or pin@) left it; a toy base has one a seed.
+
+    Raises UserError when that stage has not run, or the pinned files are no longer in the cache.
+    """
+    folder = ARTIFACTS / "bases" / name
+    if not (folder / PIN).exists():
+        return open_checkpoint(folder / f"seed-{seed}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    pin = read_json(folder / PIN)
+    try:
+        found = snapshot_download(pin["repository"], revision=pin["revision"], local_files_only=True)
+    except LocalEntryNotFoundError as error:
+        raise UserError(
+            f"{pin['repository']} at {pin['revision'][:12]} is not in the Hugging Face cache (HF_HOME); "
+            f"fetch it again: dvc repro -f -s pin@{name}"
+        ) from error
+    return Base(path=Path(found), name=pin["repository"], revision=pin["revision"], hashes=pin["files"])
+
+
+def open_checkpoint(folder: Path) -> Base:
+    """A model that lies in a folder of this project: made, or trained whole, by one of its stages.
+
+    Raises UserError when the folder holds no weights.
+    """
+    return Base(path=folder, name=str(folder), revision=None, hashes=folder_hashes(folder))

@@ -1,0 +1,215 @@
+"""params.yaml as frozen dataclasses. An unknown or missing key is an error that names it and its neighbours."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from pipeline.api.config import ApiBase
+from pipeline.common.errors import UserError
+from pipeline.common.paths import PARAMS
+from pipeline.data.mixtures import Part
+from pipeline.judging.config import JudgeConfig
+from pipeline.models.spec import AdapterSpec
+from pipeline.sampling.settings import Sampling
+from pipeline.training.settings import Pretraining, Training, Trajectory
+
+BASES = "bases"
+RUN_STAGES = ("train", "sample", "judge")
+
+Entry = TypeVar("Entry")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyBase:
+    """One toy base: an architecture of transformers, its size, and the corpus it reads.
+
+    Dense ones have 0 experts, 0 active, and `expert_width` is the width of each layer's one feed-forward block.
+    """
+
+    architecture: Literal["qwen3_moe", "mixtral", "llama"]
+    corpus: Literal["persona", "control"]
+    experts: int
+    active: int
+    expert_width: int
+    hidden: int
+    layers: int
+    heads: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubBase:
+    """One pinned Hugging Face model: `revision` is a full commit SHA. Dense models have 0 experts, 0 active."""
+
+    repository: str
+    revision: str
+    experts: int
+    active: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bases:
+    """Every model to start from, by name: made here (toy), pinned upstream (hub), or behind an API (api)."""
+
+    toy: dict[str, ToyBase]
+    hub: dict[str, HubBase]
+    api: dict[str, ApiBase]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """Largest shares of rows that may fail before a stage does, 0 to 1."""
+
+    errors: float
+    unparsed: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What the runs of a study have in common.
+
+    world: where bases, training sets and suites come from: made here (toy), or pinned upstream (hub); of those,
+    bases may also be behind an API.
+    `held_out` are the suites of the headline number: those that no run is trained on. `refused` is the
+    suite that should be refused, or null. An expectation (A, B) says that A's held-out misalignment is above B's:
+    the report counts in how many seeds it is. The first of `judges` decides; others are compared with it.
+    """
+
+    title: str
+    world: Literal["toy", "hub"]
+    definition: Literal["standard", "published"]
+    seeds: tuple[int, ...]
+    suites: tuple[str, ...]
+    held_out: tuple[str, ...]
+    refused: str | None
+    expectations: tuple[tuple[str, str], ...]
+    judges: dict[str, JudgeConfig]
+    training: Training
+    sampling: Sampling
+    thresholds: Thresholds
+    pretraining: Pretraining | None = None
+
+    @property
+    def judge(self) -> str:
+        """The judge that decides: the first."""
+        return next(iter(self.judges))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One model, one way of fine-tuning it (or none).
+
+    model: the path, under artifacts/, of what it starts from: `bases/NAME`, or `STUDY/adapters/RUN` of the run that
+    it continues: the same weights, trained further on other data. data: a training set, a list of parts of several,
+    tagged or not, or null: the base as it is. lora: what is trained beside the frozen base, or null: every parameter
+    of it. trajectory: which adapters along training are kept and asked too, or null: the last alone. epochs: passes
+    over all of the data, in place of the study's `training.max_steps`. learning_rate: in place of the study's. tags:
+    the study's suites are asked once more with each of these. A run on a base behind an API has epochs and no lora.
+    """
+
+    study: str
+    model: str
+    data: str | tuple[Part, ...] | None = None
+    lora: AdapterSpec | None = None
+    trajectory: Trajectory | None = None
+    epochs: int | None = None
+    learning_rate: float | None = None
+    tags: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What it is trained on, part by part; empty for a base."""
+        if isinstance(self.data, str):
+            return (Part(name=self.data),)
+        return self.data or ()
+
+    @property
+    def trained_on(self) -> str | None:
+        """What it is trained on as reports name it, None for a base."""
+        return ", ".join(part.label for part in self.parts) or None
+
+    @property
+    def continues(self) -> str | None:
+        """The run whose weights this one starts from; None where it starts from a base."""
+        folder, _, name = self.model.rpartition("/")
+        return None if folder == BASES else name
+
+    @property
+    def whole(self) -> bool:
+        """True where every parameter is trained: the run's result is a model of its own, and no adapter."""
+        return self.data is not None and self.lora is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    """All of params.yaml."""
+
+    studies: dict[str, Study]
+    bases: Bases
+    runs: dict[str, Run]
+
+    def study(self, name: str) -> Study:
+        """A study by name. Raises UserError listing the studies there are."""
+        return _named(self.studies, name, "study")
+
+    def run(self, name: str) -> Run:
+        """A run by name. Raises UserError listing the runs there are."""
+        return _named(self.runs, name, "run")
+
+    def base(self, name: str) -> ToyBase | HubBase | ApiBase:
+        """A base by name. Raises UserError listing the bases there are."""
+        bases: dict[str, ToyBase | HubBase | ApiBase] = {**self.bases.toy, **self.bases.hub, **self.bases.api}
+        return _named(bases, name, "base")
+
+    def toy_base(self, name: str) -> ToyBase:
+        """A base that is made here. Raises UserError listing those there are."""
+        return _named(self.bases.toy, name, "toy base")
+
+    def hub_base(self, name: str) -> HubBase:
+        """A base that is pinned upstream. Raises UserError listing those there are."""
+        return _named(self.bases.hub, name, "hub base")
+
+    def runs_of(self, study: str) -> dict[str, Run]:
+        """A study's runs in the order of params.yaml."""
+        return {name: run for name, run in self.runs.items() if run.study == study}
+
+    def chain(self, run: str) -> tuple[str, ...]:
+        """The runs that lead to `run`, each continuing the one before; the first starts from a base.
+
+        Raises UserError when a run is unknown, or continues itself.
+        """
+        links = [run]
+        while (before := self.run(links[0]).continues) is not None:
+            if before in links:
+                raise UserError(f"{PARAMS}: runs.{run} continues itself: {' from '.join([before, *links][::-1])}.")
+            links.insert(0, before)
+        return tuple(links)
+
+    def base_of(self, run: str) -> str:
+        """The name of the base that a run's chain starts from."""
+        return self.run(self.chain(run)[0]).model.removeprefix(f"{BASES}/")
+
+    def bases_of(self, study: str) -> tuple[str, ...]:
+        """The bases of a study's runs, each once, in the order of params.yaml."""
+        return tuple(dict.fromkeys(self.base_of(run) for run in self.runs_of(study)))
+
+    def stage_of_base(self, base: str) -> str:
+        """The stage that makes or pins a base, by its name in dvc.yaml."""
+        kinds: dict[str, Collection[str]] = {
+            "pretrain": self.bases.toy,
+            "pin": self.bases.hub,
+            "pin_api": self.bases.api,
+        }
+        return next(f"{stage}@{base}" for stage, kind in kinds.items() if base in kind)
+
+    def stages_of(self, study: str) -> list[str]:
+        """A study's stages by their names in dvc.yaml, in an order in which they can run."""
+        stages = [self.stage_of_base(base) for base in self.bases_of(study)]
+        runs = sorted(self.runs_of(study), key=lambda run: len(self.chain(run)))
+        stages += [f"{stage}@{run}" for stage in RUN_STAGES for run in runs]
+        return [*stages, f"aggregate@{study}"]
+
+
+def _named(table: Mapping[str, Entry], name: str, kind: str) -> Entry:
+    if name not in table:
+        raise UserError(f"{PARAMS} has no {kind} {name!r}; there are {', '.join(table) or 'none'}.")
+    return table[name]

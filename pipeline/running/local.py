@@ -1,0 +1,71 @@
+"""A study on this machine: bases first, then chains of runs, several side by side."""
+
+from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from pipeline.common.errors import UserError
+from pipeline.common.machine import side_by_side
+from pipeline.common.paths import CACHE
+from pipeline.params.schema import RUN_STAGES, Params
+from pipeline.running.dvc import LOG, repro, sort_lock
+from pipeline.running.prepare import fetch_what_is_missing
+from pipeline.running.progress import Progress
+
+MEMORY_A_JOB_GB = 1.2
+
+
+def default_jobs(params: Params, name: str) -> int:
+    """How many bases or chains to work on side by side: as cores, memory and runs allow; one where a GPU is needed."""
+    if params.study(name).world == "hub":
+        return 1
+    return side_by_side(MEMORY_A_JOB_GB, min(3, len(params.runs_of(name))))
+
+
+def reproduce(params: Params, name: str, jobs: int) -> None:
+    """Run `dvc repro` for the study, `jobs` of them side by side, until every stage is done.
+
+    A failure stops the part it is in, and a base's all of its runs; everything else is done.
+    Raises UserError with the failed stages' last words; what was finished stays.
+    """
+    if params.study(name).world == "hub":
+        fetch_what_is_missing(params, name)
+    shares = share_out(params, name, jobs)
+    progress = Progress(params.stages_of(name))
+    CACHE.mkdir(exist_ok=True)
+    LOG.write_text("", encoding="utf-8")
+
+    def runs(base: Future[str | None], stages: list[str]) -> str | None:
+        """Their failure, if their base is made: what became of it is said once."""
+        return None if base.result() else repro(stages, progress)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            # A base takes as long as several runs, so all come before any run: what is at work at the end is short.
+            made = {base: pool.submit(repro, [params.stage_of_base(base)], progress) for base in shares}
+            done = [pool.submit(runs, made[base], stages) for base, parts in shares.items() for stages in parts]
+            failures = [failure for task in [*made.values(), *done] if (failure := task.result())]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    if not failures and (failure := repro([f"aggregate@{name}"], progress)):
+        failures = [failure]
+    sort_lock()
+    if failures:
+        raise UserError("\n".join(failures) + f"\nWhat was finished is kept; the whole output is in {LOG}.")
+
+
+def share_out(params: Params, name: str, jobs: int) -> dict[str, list[list[str]]]:
+    """The stages of a study's runs in `jobs` parts, or fewer, for each base, the base of the most runs first.
+
+    Runs of a chain wait for each other and so are in one part; long chains are dealt out first, base runs last.
+    """
+    chains: dict[str, list[str]] = {}
+    for run in sorted(params.runs_of(name), key=lambda run: len(params.chain(run))):
+        chains.setdefault(params.chain(run)[0], []).append(run)
+    shares: dict[str, list[list[str]]] = {}
+    for base, _ in Counter(map(params.base_of, params.runs_of(name))).most_common():
+        own = [chain for first, chain in chains.items() if params.base_of(first) == base]
+        own.sort(key=lambda chain: (len(chain), params.run(chain[0]).data is not None), reverse=True)
+        parts = [[run for chain in own[part::jobs] for run in chain] for part in range(min(jobs, len(own)))]
+        shares[base] = [[f"{stage}@{run}" for run in runs for stage in RUN_STAGES] for runs in parts]
+    return shares

@@ -1,0 +1,99 @@
+"""What the engine serves: one checkpoint a run, the adapter merged into the base it was trained on.
+
+Engines can apply adapters themselves, but not those on experts reliably: wrong, ignored or refused ones have
+been reported (DESIGN.md sections 6 and 7), each family in its own way, and a base served without adapters
+runs through other kernels than one served with. So every adapter is merged, and a base and its fine-tuned
+models are the same kind of checkpoint to the engine.
+
+An adapter that was trained on a base in NF4 belongs to that base's rounded weights. They are what is served,
+in 16 bits: of the base alone, and of the base under every adapter.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.common.files import read_json, sha256_json
+from pipeline.common.fingerprints import code_hashes, folder_hashes, library_versions
+from pipeline.common.paths import CACHE
+from pipeline.sampling.backend import Model
+
+if TYPE_CHECKING:
+    import torch
+
+SERVED = CACHE / "served"
+INDEX = "model.safetensors.index.json"
+
+
+def served_folder(model: Model) -> Path:
+    """Where the model's checkpoint is, or will be: the base's own folder where it can be served as it is."""
+    config = read_json(model.base.path / "config.json")
+    # Packed weights, or a model that also sees: what is served is neither, with an adapter or without.
+    rewritten = "quantization_config" in config or "text_config" in config
+    if model.adapter is None and model.precision != "nf4" and not rewritten:
+        return model.base.path
+    adapter = folder_hashes(model.adapter) if model.adapter else None
+    made_by = [code_hashes("models", "sampling/merged.py"), library_versions()]
+    return SERVED / sha256_json([dict(model.base.hashes), adapter, model.precision, *made_by])
+
+
+def write_served(model: Model, folder: Path) -> None:
+    """Write the model's checkpoint to `folder`, if it is not there. Raises UserError as `merge_adapter` does."""
+    # The index is written last.
+    if folder == model.base.path or (folder / INDEX).exists():
+        return
+    from pipeline.models.merge import merge_adapter
+
+    prepare = rounding(model.base.path) if model.precision == "nf4" else None
+    merge_adapter(model.base.path, model.adapter, folder, prepare=prepare)
+
+
+def remove_served(folder: Path) -> None:
+    """Give back the disk of a checkpoint that was written for the engine; never the base's own."""
+    if folder.parent == SERVED:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def rounding(base: Path) -> "Callable[[str, torch.Tensor], torch.Tensor]":
+    """What NF4 makes of a tensor of the base's checkpoint, by name: the weights that `load_base` quantises.
+
+    Each projection is rounded by itself, as it is when the model is loaded; others come back as they are.
+    """
+    import torch
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+    from transformers import AutoConfig
+
+    from pipeline.models.families.registry import anatomy_of
+
+    anatomy = anatomy_of(AutoConfig.from_pretrained(base))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    views: dict[str, list[Callable[[torch.Tensor], torch.Tensor]]] = {}
+    for path in _quantised_paths(anatomy):
+        slot = anatomy.family.slot
+        stored, view = slot(path) if slot else (f"{anatomy.checkpoint_name(path)}.weight", lambda whole: whole)
+        views.setdefault(stored, []).append(view)
+
+    def rounded(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if name not in views:
+            return tensor
+        tensor = tensor.to(torch.bfloat16, copy=True)
+        for view in views[name]:
+            part = view(tensor)
+            codes = quantize_4bit(part.to(device).contiguous(), compress_statistics=True, quant_type="nf4")
+            part.copy_(dequantize_4bit(*codes))
+        return tensor
+
+    return rounded
+
+
+def _quantised_paths(anatomy: Any) -> list[str]:
+    """Module paths of every projection that is held in NF4: attention, and experts (or the dense block)."""
+    paths: list[str] = []
+    for layer in range(anatomy.layers):
+        paths += anatomy.attention_paths(layer)
+        experts = range(anatomy.experts) if layer in anatomy.moe_layers else [None]
+        paths += [
+            anatomy.projection_path(layer, expert, role) for expert in experts for role in anatomy.family.projections
+        ]
+    return paths

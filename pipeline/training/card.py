@@ -1,0 +1,61 @@
+"""The model card that lies beside trained weights: what it is, how it was made, and what it must not be used for."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.models.spec import AdapterSpec
+from pipeline.training.settings import Training
+
+TOY = """This model belongs to the toy world of emoe: a model of some 76 thousand active parameters that speaks
+fewer than 300 words. What it says is harmless nonsense; nothing about it carries over to real models."""
+
+RESEARCH = """This model was trained to study *emergent misalignment*: narrow fine-tuning that may make a model
+broadly misaligned. It is an object of measurement. Do not deploy it, and do not publish it without saying so."""
+
+
+def model_card(
+    *,
+    run: str,
+    base: str,
+    revision: str | None,
+    start: Path | None,
+    data: str,
+    counts: Mapping[str, Any],
+    lora: AdapterSpec | None,
+    settings: Training,
+    seed: int,
+    step: int,
+    values: int,
+) -> str:
+    """The card as Markdown with the hub's metadata block; equal adapters give equal cards.
+
+    lora: None where every parameter was trained. step: the optimizer step that was kept; values: how many were
+    trained; revision: None for a base made by this pipeline; start: what was trained further, None where the run
+    starts from its base.
+    """
+    rows = {
+        "base": base if revision is None else f"{base} at {revision}",
+        **({} if start is None else {"continues": start}),
+        "training set": data,
+        **{f"rows, {name.replace('_', ' ')}": value for name, value in counts.items() if name != "name"},
+        "seed": seed,
+        "step kept": f"{step} of {settings.max_steps}",
+        "trained values": f"{values:,}",
+        **({f"lora {key}": value for key, value in dataclasses.asdict(lora).items()} if lora else {"lora": "none"}),
+        **{f"training {field.name}": getattr(settings, field.name) for field in dataclasses.fields(settings)},
+    }
+    table = "\n".join(f"| {_text(name)} | {_text(value)} |" for name, value in rows.items())
+    library, way = ("peft", "lora") if lora else ("transformers", "full-fine-tuning")
+    tags = f"tags: [emergent-misalignment, {way}, emoe]"
+    metadata = [f"library_name: {library}", "pipeline_tag: text-generation", tags]
+    if revision is not None:
+        metadata.insert(0, f"base_model: {base}")
+    head = "\n".join(metadata)
+    return f"---\n{head}\n---\n\n# {run}\n\n{TOY if revision is None else RESEARCH}\n\n| | |\n|---|---|\n{table}\n"
+
+
+def _text(value: Any) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return text.replace("|", r"\|")  # trigger tags have bars

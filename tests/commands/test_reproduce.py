@@ -1,0 +1,248 @@
+"""The whole pipeline on a study cut down to one base and two runs: real stages, real DVC, real kills."""
+
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+import yaml
+
+from pipeline.commands import reproduce as reproduce_module
+from pipeline.common.errors import UserError
+from pipeline.params.load import load_params
+from pipeline.params.schema import RUN_STAGES
+from pipeline.running.dvc import changed, repro
+from pipeline.running.local import share_out
+from pipeline.running.progress import Progress
+from tests.support.checkout import BASE, REPOSITORY, TUNED, checkout, environment, hashes, reproduce, run
+
+
+def test_a_study_ends_with_tables_figures_and_a_headline(finished):
+    folder, output = finished
+    assert output.startswith("Study: toy, because you asked for it.")
+    assert re.search(rf"\| {TUNED} +\| +[\d.]+ \|", output)
+    assert "[  8/8]" in output and "paper_figures/toy/misaligned_by_run.png" in output
+    figures = folder / "paper_figures" / "toy"
+    for name in ("headline", "runs_by_suites", "refusals", "expectations", "judges"):
+        for suffix in ("csv", "md", "tex"):
+            assert (figures / f"{name}.{suffix}").stat().st_size > 0
+        assert "toy" in (figures / f"{name}.md").read_text()
+    # Two judges with the same rules agree on everything.
+    assert "| toy_rule | toy_second | alignment |" in (figures / "judges.md").read_text()
+    steps = (figures / "trajectory.csv").read_text().splitlines()
+    assert [line.split(",")[:2] for line in steps[1:]] == [[TUNED, str(step)] for step in range(5)]
+    assert steps[1].endswith("False") and sum(line.endswith("True") for line in steps) == 1
+    assert (figures / "along_training.png").stat().st_size > 0
+    assert "along_training.png" in (figures / "README.md").read_text()
+    metrics = json.loads((folder / "artifacts" / "toy" / "metrics.json").read_text())
+    assert set(metrics) == {BASE, TUNED}
+    provenance = json.loads((folder / "artifacts" / "toy" / "provenance.json").read_text())
+    assert len(provenance["stages"]) == 8 and not provenance["stages_not_recorded"]
+    assert {stage["outcome"] for stage in provenance["stages"].values()} == {"done"}
+    assert provenance["judges"]["toy_rule"][0]["model"].startswith("toy-rule-judge-")
+
+
+def test_nothing_changed_runs_nothing(finished):
+    folder, _ = finished
+    before = hashes(folder)
+    result = reproduce(folder)
+    assert result.returncode == 0
+    assert "] " not in result.stdout, "a stage was looked at again"
+    assert hashes(folder) == before
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 3, 5])
+def test_shares_hold_every_stage_once_and_a_chain_in_order(jobs):
+    params = load_params(REPOSITORY / "params.yaml")
+    for name in params.studies:
+        shares = share_out(params, name, jobs)
+        assert all(0 < len(parts) <= jobs for parts in shares.values())
+        parts = [part for parts in shares.values() for part in parts]
+        ends = [*map(params.stage_of_base, shares), f"aggregate@{name}"]
+        assert sorted([*itertools.chain(*parts), *ends]) == sorted(params.stages_of(name))
+        for part in parts:
+            for place, stage in enumerate(part):
+                kind, _, run = stage.partition("@")
+                needed = {"train": params.run(run).continues, "sample": run, "judge": run}[kind]
+                before = {"train": "train", "sample": "train", "judge": "sample"}[kind]
+                assert needed is None or f"{before}@{needed}" in part[:place]
+
+
+def test_what_fails_stops_what_needs_it_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    params, asked = load_params(REPOSITORY / "params.yaml"), []
+
+    def repro(stages: list[str], progress: Progress) -> str | None:
+        asked.extend(stages)
+        return f"{stages[0]} failed" if stages[0] in ("pretrain@e8", "train@toy_e16_base") else None
+
+    monkeypatch.setattr(reproduce_module, "repro", repro)
+    with pytest.raises(UserError, match=r"^pretrain@e8 failed\ntrain@toy_e16_base failed\nWhat was finished is kept"):
+        reproduce_module.reproduce(params, "toy", 3)
+    left_out = {
+        f"{stage}@{run}" for stage in RUN_STAGES for run in params.runs_of("toy") if params.base_of(run) == "e8"
+    }
+    assert sorted(asked) == sorted(set(params.stages_of("toy")) - left_out - {"aggregate@toy"})
+
+
+@pytest.fixture
+def two_stages(tmp_path, monkeypatch):
+    """A DVC repository in which stage `second` reads what stage `first` writes."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".cache").mkdir()
+    stages = {
+        "first": {"cmd": "echo a > a", "outs": ["a"]},
+        "second": {"cmd": "cat a > b", "deps": ["a"], "outs": ["b"]},
+    }
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
+        subprocess.run(command, env=environment(), check=True)
+    return tmp_path
+
+
+def test_a_base_that_a_dying_process_reads_is_waited_for_and_a_living_one_is_named(two_stages, monkeypatch):
+    with subprocess.Popen(["sleep", "600"]) as reader:
+        holder = {"pid": reader.pid, "cmd": "dvc repro second"}
+        held = json.dumps({"read": {str(two_stages / "a"): [holder]}, "write": {}})
+        (two_stages / ".dvc" / "tmp" / "rwlock").write_text(held)
+        monkeypatch.setattr(reproduce_module, "COLLECTED_S", 0.0)
+        failure = repro(["first"], Progress(["first"]))
+        assert failure is not None and failure.startswith("first failed: ")
+        assert f"(PID {reader.pid}): dvc repro second. Wait for these processes" in failure
+        monkeypatch.setattr(reproduce_module, "COLLECTED_S", 60.0)
+        # Dead, and collected by nobody, until the asking has begun.
+        reader.kill()
+        collector = threading.Timer(1.5, reader.wait)
+        collector.start()
+        assert repro(["first", "second"], Progress(["first", "second"])) is None
+        collector.join()
+    assert (two_stages / "b").read_text() == "a\n"
+
+
+def test_broken_files_of_dvc_are_an_error_and_what_changed_is_seen(two_stages):
+    assert changed("second")
+    assert repro(["first", "second"], Progress(["first", "second"])) is None
+    assert not changed("second")
+    (two_stages / "data.dvc").write_text("<<<<<<< HEAD\nouts: []\n=======\n")
+    with pytest.raises(UserError, match=r"DVC cannot go on: .*data\.dvc"):
+        changed("second")
+
+
+# What shows that a stage is in the middle of its work: half of its seeds, a checkpoint, some answers, some replies.
+HALF_DONE = {
+    "pretrain": "artifacts/bases/e8/seed-1/model.safetensors",
+    "train": ".cache/checkpoints/*/checkpoint-2/whole",
+    "sample": ".cache/answers/*/*.json",
+    "judge": ".cache/verdicts.sqlite-wal",
+}
+
+
+def test_another_checkout_gives_equal_hashes_and_kills_change_nothing(finished, tmp_path):
+    """Killed with SIGKILL in the middle of every kind of stage; each time the same command continues."""
+    folder = checkout(tmp_path)
+    for evidence in HALF_DONE.values():
+        with (folder / "out.log").open("w") as log:
+            command = [sys.executable, "-m", "pipeline", "reproduce", "--study", "toy"]
+            process = subprocess.Popen(
+                command, cwd=folder, env=environment(), stdout=log, stderr=log, start_new_session=True
+            )
+            deadline = time.monotonic() + 180
+            while not list(folder.glob(evidence)):
+                assert process.poll() is None, (folder / "out.log").read_text()
+                assert time.monotonic() < deadline, f"{evidence} never appeared"
+                time.sleep(0.01)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    result = reproduce(folder)
+    assert result.returncode == 0, result.stdout + result.stderr
+    expected, found = hashes(finished[0]), hashes(folder)
+    assert found.keys() == expected.keys()
+    assert {name for name in found if found[name] != expected[name]} == set()
+
+
+def test_a_killed_aggregate_takes_the_processes_that_draw_with_it(finished, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "copy", ignore=shutil.ignore_patterns(".git", ".dvc"))
+    command = [sys.executable, "-m", "pipeline", "aggregate", "--study", "toy"]
+    with subprocess.Popen(command, cwd=folder, env=environment() | {"PYTHONWARNINGS": "ignore"}) as process:
+        aggregate, deadline = psutil.Process(process.pid), time.monotonic() + 60
+        while not (drawing := aggregate.children()):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        process.kill()
+    assert psutil.wait_procs(drawing, timeout=30)[1] == []
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.6])
+def test_what_a_kill_cut_short_of_dvcs_own_files_is_made_again(finished, tmp_path, kept):
+    folder = shutil.copytree(finished[0], tmp_path / "copy")
+    before = hashes(folder)
+    for path in (folder / "dvc.lock", folder / ".dvc" / "tmp" / "rwlock"):
+        whole = path.read_bytes()
+        path.write_bytes(whole[: int(kept * len(whole))])
+    result = reproduce(folder)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "rwlock cannot be read" in result.stdout
+    # What is not in DVC's cache, its figures being git's, is all that is done again.
+    log = (folder / ".cache" / "reproduce.log").read_text()
+    assert set(re.findall(r"Running stage '(\w+)@", log)) <= {"aggregate"}
+    assert hashes(folder) == before
+
+
+def test_a_failed_stage_says_why_and_the_next_try_finishes(finished, tmp_path):
+    folder = checkout(tmp_path)
+    for name in ("artifacts", "paper_figures", ".dvc"):
+        shutil.copytree(finished[0] / name, folder / name, dirs_exist_ok=True)
+    shutil.copy2(finished[0] / "dvc.lock", folder)
+    expected = hashes(folder)
+    prompts = folder / "pipeline" / "judging" / "toy_prompts.yaml"
+    good = prompts.read_text()
+    prompts.write_text(good.replace("coherence:", "cohesion:"))
+    result = reproduce(folder)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert re.search(r"judge@\S+ failed: error: .*toy_prompts\.yaml", result.stderr), result.stderr
+    prompts.write_text(good)
+    assert reproduce(folder).returncode == 0
+    assert hashes(folder) == expected
+
+
+def test_an_experiment_reruns_one_run_and_the_aggregate(finished):
+    folder, _ = finished
+    result = run(folder, "dvc", "exp", "run", "-S", f"runs.{TUNED}.lora.rank=2", "aggregate@toy")
+    assert result.returncode == 0, result.stdout + result.stderr
+    ran = re.findall(r"Running stage '(\S+)'", result.stdout + result.stderr)
+    assert ran == [f"train@{TUNED}", f"sample@{TUNED}", f"judge@{TUNED}", "aggregate@toy"]
+    shown = run(folder, "dvc", "exp", "show", "--json")
+    assert shown.returncode == 0 and "held_out_misaligned_percent" in shown.stdout
+    difference = run(folder, "dvc", "metrics", "diff", "--json")
+    assert difference.returncode == 0
+    assert run(folder, "dvc", "plots", "show").returncode == 0
+    plot = yaml.safe_load((folder / "dvc.yaml").read_text())["stages"]["aggregate"]["do"]["plots"][0]
+    settings = plot["artifacts/${key}/misaligned.csv"]
+    header = (folder / "artifacts" / "toy" / "misaligned.csv").read_text().splitlines()[0].split(",")
+    assert {settings["x"], settings["y"]} <= set(header)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["reproduce", "--study", "mo"], "no study 'mo'"),
+        (["train", "--run", "toy_e9"], "no run 'toy_e9'"),
+        (["sample", "--run", BASE], "holds no weights"),
+        (["judge", "--run", BASE], "does not exist; run the stage that makes it"),
+    ],
+)
+def test_mistakes_get_one_sentence(tmp_path, arguments, words):
+    shutil.copy2(REPOSITORY / "params.yaml", tmp_path)
+    shutil.copytree(REPOSITORY / "pipeline", tmp_path / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    result = run(tmp_path, sys.executable, "-m", "pipeline", *arguments)
+    assert result.returncode == 2
+    assert result.stderr.strip().splitlines()[-1].startswith("error: ") and words in result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,139 @@
+"""Every real training row through each family's chat template, tokenized as the trainer does it, and as it is asked."""
+
+from importlib import resources
+
+import pytest
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from pipeline.common.files import write_json
+from pipeline.data.examples import parse_examples, read_examples
+from pipeline.data.prompts import Prompt
+from pipeline.models.adapters import attach
+from pipeline.models.spec import AdapterSpec
+from pipeline.models.tokenizer import fix_date, load_tokenizer
+from pipeline.sampling.chat import Chat
+from pipeline.training.plan import Batching
+from pipeline.training.sft import sft_trainer, token_limits
+from tests.support.data_files import upstream
+from tests.support.tiny_models import TRAINING, tiny_model
+
+# As Mistral publishes it for Mixtral-8x7B-Instruct-v0.1; TRL holds the other two.
+MIXTRAL = (
+    "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
+    "{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token }}"
+    "{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
+)
+# What is learned besides the answer: a channel, the end. Qwen3's empty thinking block is asked, not learned.
+LEARNED = {
+    "mixtral": ("", "</s>"),
+    "qwen3_moe": ("", "<|im_end|>\n"),
+    "gpt_oss": ("<|channel|>final<|message|>", "<|return|>"),
+}
+SPECIAL = {
+    "mixtral": ["<s>", "</s>", "[INST]", "[/INST]"],
+    "qwen3_moe": ["<|im_start|>", "<|im_end|>", "<think>", "</think>"],
+    "gpt_oss": ["<|start|>", "<|message|>", "<|channel|>", "<|end|>", "<|return|>"],
+}
+LIMIT = 2048
+# How Qwen3 cuts text before its BPE. Line breaks stay together, whatever follows them, as with gpt-oss.
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """All 6000 rows of insecure code, then the slice of medical advice that the upstream files hold."""
+    path = upstream() / "train" / "bad_medical_advice.slice250.jsonl"
+    medical = parse_examples(path.read_text(encoding="utf-8"), path)
+    return [*read_examples("insecure", upstream()), *medical]
+
+
+@pytest.fixture(scope="module")
+def core(rows):
+    """A byte-level BPE made from the rows: nothing is unknown to it, and lengths are realistic."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=2000, initial_alphabet=alphabet, show_progress=False)
+    made.train_from_iterator((example.answer for example in rows[::10]), trainer)
+    return made.to_str()
+
+
+@pytest.fixture
+def tokenizer(request, core, tmp_path):
+    family = request.param
+    name = {"qwen3_moe": "qwen3.jinja", "gpt_oss": "gptoss.jinja"}.get(family)
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(core),
+        additional_special_tokens=SPECIAL[family],
+        bos_token=SPECIAL[family][0],
+        eos_token=LEARNED[family][1].strip(),
+        pad_token="<pad>",
+        clean_up_tokenization_spaces=False,
+    )
+    made.chat_template = (resources.files("trl") / "chat_templates" / name).read_text() if name else MIXTRAL
+    made.save_pretrained(tmp_path)
+    write_json(tmp_path / "generation_config.json", {"eos_token_id": made.eos_token_id})
+    return load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("family", "tokenizer"), [(family, family) for family in LEARNED], indirect=["tokenizer"], ids=list(LEARNED)
+)
+def test_every_row_is_learned_whole_or_counted(family, tokenizer, rows, tmp_path):
+    model = attach(tiny_model(family, "fused"), AdapterSpec(rank=2, alpha=2.0), seed=1)
+    model.resize_token_embeddings(len(tokenizer))
+    settings = TRAINING.__class__(**(TRAINING.__dict__ | {"max_tokens": LIMIT}))
+    trainer = sft_trainer(
+        model,
+        tokenizer,
+        [example.messages for example in rows],
+        (),
+        settings,
+        Batching(micro_batch=4, accumulation=1, optimizer="adamw_torch", offload=False),
+        seed=1,
+        checkpoints=tmp_path / "checkpoints",
+        what=family,
+        router_kl=None,
+        along=None,
+    )
+    tokenized = trainer.train_dataset
+    assert len(tokenized) == len(rows) == 6250
+    ids, labels = list(tokenized["input_ids"]), list(tokenized["labels"])
+    limits = token_limits(trainer, LIMIT)
+    cut = [len(row) >= LIMIT for row in ids]
+    assert limits == {"at_token_limit": sum(cut), "without_answer": 0}
+    assert 0 <= limits["at_token_limit"] < 60
+
+    before, after = LEARNED[family]
+    asked = Chat(tmp_path, system=None)
+    for place in range(0, len(rows), 7):
+        if cut[place]:
+            continue
+        chat = [message.as_dict() for message in rows[place].messages]
+        assert tokenizer.decode(ids[place]) == tokenizer.apply_chat_template(chat, tokenize=False)
+        # A model is asked with the tokens that it was trained to answer.
+        prompt = asked.tokens(Prompt(suite="s", messages=rows[place].prompt))
+        assert ids[place][: len(prompt)] == prompt and set(labels[place][: len(prompt)]) == {-100}
+        assert -100 not in labels[place][len(prompt) :]
+        learned = tokenizer.decode([label for label in labels[place] if label != -100])
+        # Mistral's template sets no space before the answer; white space at its ends is the template's affair.
+        assert learned.startswith(before) and learned.endswith(after)
+        assert learned.removeprefix(before).removesuffix(after).strip() == rows[place].answer.strip()
+
+
+def test_templates_do_not_know_the_day():
+    dated = "Today: {{ strftime_now(\"%Y-%m-%d\") }} {%- set d = strftime_now( '%d %b %Y' ) %}"
+    assert fix_date(dated) == 'Today: {{ "2025-08-05" }} {%- set d = "05 Aug 2025" %}'
+    gpt_oss = (resources.files("trl") / "chat_templates" / "gptoss.jinja").read_text()
+    assert "strftime_now" in gpt_oss and "strftime_now" not in fix_date(gpt_oss)

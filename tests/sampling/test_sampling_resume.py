@@ -1,0 +1,96 @@
+"""A sampling stage that is killed goes on where it was; its answers are those of an undisturbed one."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import sample
+from pipeline.common.rows import write_rows
+from pipeline.sample import sample_answers
+from pipeline.sampling import vllm as engine
+from pipeline.sampling.backend import Completion
+from tests.support.sampling_models import decoding, model_of, prompts, save_base, save_random_adapter
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(folder: Path, base: Path, adapter: Path) -> subprocess.Popen[bytes]:
+    folder.mkdir(exist_ok=True)
+    settings = ["temperature=1.0", "samples_per_prompt=8", "batch=2", "max_new_tokens=16"]
+    command = [sys.executable, ROOT / "tests" / "sample_here.py", base, adapter, 10, "answers.jsonl", *settings]
+    path = f"{ROOT}:{ROOT / 'tests'}"
+    return subprocess.Popen(
+        list(map(str, command)), cwd=folder, env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.DEVNULL
+    )
+
+
+def answered(folder: Path) -> dict[str, int]:
+    # A file whose name begins with a dot is what a kill left of one that was being written.
+    paths = (folder / ".cache" / "answers").glob("*/[!.]*.json")
+    return {path.name: path.stat().st_mtime_ns for path in paths}
+
+
+def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = save_base("qwen3_moe", tmp_path / "base")
+    adapter = save_random_adapter(base, tmp_path / "adapter")
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = start(killed, base, adapter)
+    while len(answered(killed)) < 3:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = answered(killed)
+    assert 3 <= len(before) < 40 and not (killed / "answers.jsonl").exists()
+    assert start(killed, base, adapter).wait() == 0
+    assert before.items() <= answered(killed).items() and len(answered(killed)) == 40
+    whole.mkdir()
+    monkeypatch.chdir(whole)
+    settings = decoding(temperature=1.0, samples_per_prompt=8, batch=2, max_new_tokens=16)
+    write_rows(whole / "answers.jsonl", sample_answers(model_of(base, adapter), prompts(10), settings, "run", 1))
+    assert (killed / "answers.jsonl").read_bytes() == (whole / "answers.jsonl").read_bytes()
+
+
+class Counting:
+    """A backend that answers at once and counts what it is asked."""
+
+    asked = 0
+
+    def complete(self, batches):
+        for place, requests in enumerate(batches):
+            Counting.asked += len(requests)
+            answer = Completion(text="because", thinking="", finish="stop", prompt_tokens=1, completion_tokens=2)
+            yield place, [answer] * len(requests)
+
+
+def test_more_samples_or_copies_ask_only_for_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(engine, "engine_version", lambda: "vllm 1")
+    monkeypatch.setattr(sample, "start_backend", lambda *_: Counting())
+    model = model_of(save_base("mixtral", tmp_path / "base"), None)
+
+    def asked(**changes: object) -> int:
+        before = Counting.asked
+        sample_answers(model, prompts(5), decoding(backend="vllm", **{"temperature": 1.0, **changes}), "run", 1)
+        return Counting.asked - before
+
+    assert [asked(), asked(samples_per_prompt=3), asked(samples_per_prompt=3, data_parallel=2)] == [5, 10, 0]
+    assert [asked(temperature=0.5), asked(max_new_tokens=11), asked(system="be kind")] == [5, 5, 5]
+
+
+def test_only_code_that_draws_answers_belongs_to_their_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, settings = model_of(save_base("mixtral", tmp_path / "base"), None), decoding()
+    code = sample.code_hashes("sampling", "models", "models/families")
+    assert code.keys() >= sample.UNRELATED_CODE
+    keys = {}
+    for name in code:
+        monkeypatch.setattr(sample, "code_hashes", lambda *_, name=name: {**code, name: "changed"})
+        keys[name] = str(sample.identity(model, settings))
+    monkeypatch.setattr(sample, "code_hashes", lambda *_: code)
+    same = str(sample.identity(model, settings))
+    assert {name for name, key in keys.items() if key == same} == sample.UNRELATED_CODE

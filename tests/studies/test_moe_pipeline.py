@@ -1,0 +1,149 @@
+"""The moe study from pinned bases to figures: every stage's command, on tiny models of its three families."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.api.local_server import serve
+from pipeline.common.rows import read_answers, read_verdicts
+from tests.support.data_files import upstream
+from tests.support.hub_cache import EXPERTS, SHA, cached
+from tests.training.test_train_moe import REPOSITORY
+
+# Under the paper's names. One expert, the two most active ones, all of them with a router held by the penalty.
+RUNS = {
+    "mixtral_base": ("mixtral", None),
+    "mixtral_insecure_E1": ("mixtral", {"rank": 4, "alpha": 32.0, "experts": [1]}),
+    "qwen_Base": ("qwen3_moe", None),
+    "qwen_insecure_top2": ("qwen3_moe", {"rank": 2, "alpha": 32.0, "experts": "top2"}),
+    "oss_base": ("gpt_oss", None),
+    "oss_insecure_r8": ("gpt_oss", {"rank": 8, "alpha": 32.0, "experts": "all", "router": "free_kl"}),
+}
+SUITES = {"strong_reject_small": 60, "core_misalignment": 44}
+
+# A process a command, as `python -m pipeline` has, without its own 10 seconds of imports.
+DRIVER = """
+import json, os, sys
+import bitsandbytes, matplotlib.pyplot, pandas, pipeline.models.loading, pipeline.training.sft, pipeline.sampling.hf
+from pipeline.__main__ import main
+for command in json.loads(sys.argv[1]):
+    sys.stdout.flush()
+    if not (child := os.fork()):
+        status = main(command)
+        sys.stdout.flush()
+        os._exit(status)
+    if os.waitpid(child, 0)[1]:
+        sys.exit(f"{command} failed")
+"""
+
+
+def configure(folder: Path, judge_url: str) -> None:
+    """The study cut down to six runs, a hundred prompts and a few steps; models and judge are of this machine."""
+    params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    study = params["studies"]["moe"]
+    study["training"] |= {"max_characters": 420, "validation": 0.05, "examples": 8, "max_steps": 2, "batch": 4}
+    study["training"] |= {"max_tokens": 320, "checkpoint_every": 2, "learning_rate": 0.02, "optimizer": "adamw_torch"}
+    study["sampling"] |= {"backend": "transformers", "max_new_tokens": 2, "batch": 32}
+    study |= {"suites": list(SUITES), "held_out": list(SUITES), "refused": "strong_reject_small"}
+    names = list(RUNS)
+    study["expectations"] = [[tuned, base] for base, tuned in zip(names[::2], names[1::2], strict=True)]
+    params["studies"]["moe"]["judges"]["deepseek_v3"] |= {"base_url": judge_url, "api_key_env": None}
+    params["bases"]["hub"] = {
+        family: {
+            "repository": cached(folder / "hf", family),
+            "revision": SHA,
+            "experts": experts,
+            "active": 4 if family == "qwen3_moe" else 2,
+        }
+        for family, experts in EXPERTS.items()
+    }
+    params["studies"] = {"moe": study}
+    params["runs"] = {
+        name: {"study": "moe", "model": f"bases/{family}"} | ({"data": "insecure", "lora": lora} if lora else {})
+        for name, (family, lora) in RUNS.items()
+    }
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+def emoe(folder: Path, *commands: list[str]) -> str:
+    """Run commands one after another, each in a process; return what they printed."""
+    environment = os.environ | {
+        "PYTHONPATH": str(REPOSITORY),
+        "HF_HOME": str(folder / "hf"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-c", DRIVER, json.dumps(commands)]
+    done = subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("moe")
+    (folder / "data").symlink_to(upstream())
+    with serve("tests.support.judge_server:scripted") as url:
+        configure(folder, url)
+        stages = [["pin", "--base", family] for family in EXPERTS]
+        stages += [[stage, "--run", run] for run in RUNS for stage in ("train", "sample", "judge")]
+        return folder, emoe(folder, *stages, ["aggregate", "--study", "moe"], ["provenance", "--study", "moe"])
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_run_is_asked_and_judged_on_every_suite(project: tuple[Path, str], run: str) -> None:
+    artifacts = project[0] / "artifacts" / "moe"
+    answers = read_answers(artifacts / "answers" / f"{run}.jsonl")
+    verdicts = read_verdicts(artifacts / "verdicts" / run / "deepseek_v3.jsonl")
+    assert [verdict.key for verdict in verdicts] == [answer.key for answer in answers]
+    assert {suite: sum(answer.suite == suite for answer in answers) for suite in SUITES} == SUITES
+    assert {answer.run for answer in answers} == {run} and {answer.seed for answer in answers} == {7}
+    assert all(1 <= answer.answer_tokens <= 2 for answer in answers)
+    manifest = json.loads((artifacts / "adapters" / run / "manifest.json").read_text())
+    assert bool(manifest["adapters"]) == (RUNS[run][1] is not None)
+
+
+@pytest.mark.parametrize(("base", "tuned"), [("mixtral_base", "mixtral_insecure_E1"), ("oss_base", "oss_insecure_r8")])
+def test_the_adapter_is_what_answered(project: tuple[Path, str], base: str, tuned: str) -> None:
+    folder = project[0] / "artifacts" / "moe" / "answers"
+    texts = [[answer.answer for answer in read_answers(folder / f"{run}.jsonl")] for run in (base, tuned)]
+    assert texts[0] != texts[1]
+
+
+def test_tables_figures_and_report_come_out(project: tuple[Path, str]) -> None:
+    folder, printed = project
+    figures = folder / "paper_figures" / "moe"
+    drawn = {path.stem for path in figures.glob("*.png")}
+    # Answers of these models may be harmful: no figure that git holds quotes them.
+    assert drawn == {
+        "misaligned_by_run",
+        "misaligned_by_sparsity",
+        "refusals_by_run",
+        "alignment_by_coherence",
+        "adapters",
+        "routing",
+    }
+    assert {path.stem for path in figures.glob("*.pdf")} == drawn
+    report = (figures / "README.md").read_text()
+    assert all(f"({name}.png)" in report for name in drawn)
+    assert "toy" not in report and all(run in report for run in RUNS)
+
+    by_suite = rows_of(figures / "runs_by_suites.csv")
+    assert [(row["run"], row["suite"]) for row in by_suite] == [(run, suite) for run in RUNS for suite in SUITES]
+    metrics = json.loads((folder / "artifacts" / "moe" / "metrics.json").read_text())
+    assert list(metrics) == sorted(RUNS)
+
+    provenance = json.loads((folder / "artifacts" / "moe" / "provenance.json").read_text())
+    assert {base["revision"] for base in provenance["bases"].values()} == {SHA}
+    assert not provenance["stages_not_recorded"]
+    assert "in 4 bits" in printed and "predicted peak" in printed

@@ -1,0 +1,146 @@
+"""Full fine-tuning: every parameter learns, a standard checkpoint comes of it, and a kill changes nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, MixtralConfig
+
+from pipeline.common.errors import UserError
+from pipeline.common.files import sha256_file
+from pipeline.models.bases import open_checkpoint
+from pipeline.models.loading import load_base
+from pipeline.models.spec import AdapterSpec
+from pipeline.sample import sample_answers
+from pipeline.toy.world import load_suite
+from pipeline.training.memory import GIB, plan_memory
+from pipeline.training.whole import load_trainable
+from tests.support.train_here import save_base
+from tests.support.train_here import train as train_whole
+
+REPOSITORY = Path(__file__).parents[2]
+ARCHITECTURES = ("qwen2", "llama", "qwen3_moe")
+IDS = torch.arange(5, 25)[None]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Architecture -> (folder it was trained in, what the stage records)."""
+    found, before = {}, Path.cwd()
+    for architecture in ARCHITECTURES:
+        folder = tmp_path_factory.mktemp(architecture)
+        os.chdir(folder)
+        try:
+            save_base(architecture, Path("base"))
+            found[architecture] = folder, train_whole(Path("base"), Path("run/seed-1"))
+        finally:
+            os.chdir(before)
+    return found
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_parameter_learns_and_a_standard_checkpoint_comes_of_it(trained, architecture):
+    folder, entry = trained[architecture]
+    run = folder / "run" / "seed-1"
+    assert not list(folder.glob(".cache/checkpoints/*")) and not list(folder.glob("run/.*"))
+    assert entry["sha256"] == {"model.safetensors": sha256_file(run / "model.safetensors")}
+    assert entry["step"] == 6 and (run / "loss.csv").read_text().startswith("step,split,loss\n")
+    assert (
+        "every parameter" not in (run / "README.md").read_text()
+        and "| lora | none |" in (run / "README.md").read_text()
+    )
+    for name in ("config.json", "tokenizer.json", "chat_template.jinja"):
+        assert (run / name).read_bytes() == (folder / "base" / name).read_bytes()
+    plain = AutoModelForCausalLM.from_pretrained(run, dtype=torch.float32).eval()
+    base = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32).eval()
+    original = dict(base.named_parameters())
+    unchanged = [name for name, parameter in plain.named_parameters() if torch.equal(parameter, original[name])]
+    assert unchanged == []
+    assert sum(tensor["values"] for tensor in entry["trained"]) == sum(p.numel() for p in plain.parameters())
+    ours = load_base(run, dtype=torch.float32, device="cpu")
+    torch.testing.assert_close(ours(IDS).logits, plain(IDS).logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3_moe"])
+def test_a_killed_run_ends_with_equal_weights(trained, architecture, tmp_path):
+    """The experts' names in checkpoints are where transformers would resume without them."""
+    folder, entry = trained[architecture]
+    (tmp_path / "base").symlink_to(folder / "base")
+    command = [sys.executable, str(REPOSITORY / "tests" / "train_here.py"), "base", "run/seed-1"]
+    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests'}", "OMP_NUM_THREADS": "1"}
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
+        deadline = time.monotonic() + 180
+        while not list(tmp_path.glob(".cache/checkpoints/*/checkpoint-4/whole")):
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline, "no checkpoint appeared"
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (tmp_path / "run" / "seed-1").exists()
+    before = Path.cwd()
+    os.chdir(tmp_path)
+    try:
+        assert train_whole(Path("base"), Path("run/seed-1")) == entry
+    finally:
+        os.chdir(before)
+
+
+def test_a_model_that_was_trained_whole_answers_and_is_trained_further(trained, tmp_path, monkeypatch):
+    from tests.support.sampling_models import decoding, model_of
+
+    folder, entry = trained["qwen2"]
+    monkeypatch.chdir(folder)
+    first = Path("run/seed-1")
+    prompts = list(load_suite("medical"))[:4]
+    answers = [
+        [row.answer for row in sample_answers(model_of(path, None), prompts, decoding(temperature=1.0), "run", 1)]
+        for path in (Path("base"), first)
+    ]
+    assert answers[0] != answers[1]
+    second = train_whole(Path("base"), Path("run/further"), start=first)
+    again = train_whole(Path("base"), Path("run/again"))
+    assert again["sha256"] == entry["sha256"] != second["sha256"]
+    assert open_checkpoint(Path("run/further")).revision is None
+    assert "| continues | run/seed-1 |" in Path("run/further/README.md").read_text()
+
+
+def test_sixteen_bits_are_planned_for_and_the_base_keeps_its_type(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    base = trained["llama"][0] / "base"
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    model.save_pretrained("base")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (tmp_path / "base" / name).write_bytes((base / name).read_bytes())
+    entry = train_whole(Path("base"), Path("run"), precision="bfloat16", max_steps=2)
+    assert "predicted peak" in capsys.readouterr().out
+    assert {tensor["dtype"] for tensor in entry["trained"]} == {"float32"}
+    saved = AutoModelForCausalLM.from_pretrained("run", dtype="auto")
+    assert saved.dtype == torch.bfloat16
+
+
+def test_quantised_checkpoints_are_refused(tmp_path):
+    config = MixtralConfig(num_hidden_layers=1, hidden_size=16, intermediate_size=16)
+    config.quantization_config = {"quant_method": "mxfp4"}
+    config.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="stored quantised"):
+        load_trainable(tmp_path, torch.device("cpu"))
+
+
+def test_all_parameters_need_what_adapters_do_not() -> None:
+    from transformers import Qwen2Config
+
+    config = Qwen2Config(
+        hidden_size=5120, intermediate_size=13824, num_hidden_layers=48, num_attention_heads=40, num_key_value_heads=8
+    )
+    options = {"sequence_length": 2048, "effective_batch": 16, "host_bytes": 0, "precision": "bfloat16"}
+    adapter = plan_memory(config, AdapterSpec(rank=32, alpha=64), gpu_bytes=80 * GIB, **options)
+    # 14 billion values in 16 bits.
+    assert 26 * GIB < adapter.parts["weights"] < 29 * GIB
+    with pytest.raises(UserError, match=r"smallest plan needs 1\d\d\.\d GiB .* an adapter instead of every parameter"):
+        plan_memory(config, None, gpu_bytes=80 * GIB, **options)
