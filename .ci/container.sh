@@ -126,7 +126,7 @@ inside localhost/emoe sh -c 'test -z "$(git status --porcelain)"' || fail "the b
 step "a small study outside and inside at once, in a mounted checkout that belongs to another user"
 for side in outside inside; do
   mkdir "$work/$side"
-  (cd tests && PYTHONPATH=$repository "$python" -c 'import sys, pathlib, test_reproduce as t; t.checkout(pathlib.Path(sys.argv[1]))' "$work/$side")
+  "$python" -c 'import sys, pathlib; from tests.support.checkout import checkout; checkout(pathlib.Path(sys.argv[1]))' "$work/$side"
 done
 chown -R 4242:4242 "$work/inside"
 make -C "$work/outside" --no-print-directory reproduce STUDY=toy VENV="$repository/.venv" >"$work/outside.log" 2>&1 &

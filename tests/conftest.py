@@ -3,6 +3,7 @@
 import pytest
 
 from pipeline.common.machine import side_by_side
+from tests.support import data_files
 
 GB_A_WORKER = 2.5
 
@@ -22,3 +23,25 @@ def finished(tmp_path_factory):
     result = reproduce(folder)
     assert result.returncode == 0, result.stdout + result.stderr
     return folder, result.stdout
+
+
+@pytest.fixture(scope="session")
+def upstream():
+    """The folder of upstream files; a test that needs it skips where ../shared is absent."""
+    return data_files.upstream()
+
+
+@pytest.fixture(scope="session")
+def judged(upstream):
+    """2,400 answers judged by others, as a verdict frame."""
+    from pipeline.results.readers import read_judged
+
+    return read_judged(upstream / "judged" / "qwen25coder14b_base_24q_judged.csv")
+
+
+@pytest.fixture(scope="session")
+def selected(upstream):
+    """70 misaligned answers judged by others, as a verdict frame."""
+    from pipeline.results.readers import read_judged
+
+    return read_judged(upstream / "judged" / "betley_qwen25coder32b_selected70.csv")

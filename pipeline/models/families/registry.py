@@ -1,23 +1,21 @@
 """Which family a model's configuration belongs to."""
 
-import importlib
-import pkgutil
 from functools import cache
 from typing import Any
 
 from pipeline.common.errors import UserError
 from pipeline.models.anatomy import REBUILT_PREFIX, Anatomy, Family
+from pipeline.models.families import dense, gemma3, gpt_oss, mixtral, qwen3_moe
 
 
 @cache
 def families() -> dict[str, Family]:
-    """Every known family by `model_type`: the `FAMILIES` of each file in `pipeline/models/families/`."""
-    package = importlib.import_module("pipeline.models.families")
-    found: dict[str, Family] = {}
-    for module in pkgutil.iter_modules(package.__path__):
-        for family in importlib.import_module(f"{package.__name__}.{module.name}").FAMILIES:
-            found[family.model_type] = family
-    return found
+    """Every known family by `model_type`."""
+    return {
+        family.model_type: family
+        for module in (dense, gemma3, gpt_oss, mixtral, qwen3_moe)
+        for family in module.FAMILIES
+    }
 
 
 def language_model(config: Any) -> tuple[Any, str]:
