@@ -10,7 +10,7 @@ behind an API is asked there.
 """
 
 import argparse
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,8 @@ from pipeline.sampling.cache import complete_all
 from pipeline.sampling.random_choice import request_seed
 from pipeline.sampling.settings import Sampling
 
-# What no answer depends on: a change to these throws no answers away. Any other file of these folders counts.
-UNRELATED_CODE = {f"sampling/{name}.py" for name in ("api", "cache", "canary", "progress")} | {
-    f"models/{name}.py" for name in ("export", "report")
-}
+# Of the code that answers depend on, what is not used where a model is loaded: how one behind an API is asked.
+UNRELATED_CODE = {"sampling/api.py"}
 # These say which requests there are and how they are dealt out; each request, or batch, has its own key.
 UNRELATED_SETTINGS = {"samples_per_prompt", "batch", "data_parallel"}
 
@@ -67,7 +65,7 @@ def main(args: argparse.Namespace) -> None:
         prompts = [prompt for name in suites_asked(study, run) for prompt in suite(study, name, seed)]
         answers += sample_answers(model, prompts, study.sampling, args.run, seed)
         if run.trajectory is not None:
-            settings = replace(study.sampling, samples_per_prompt=run.trajectory.samples_per_prompt)
+            settings = study.sampling.model_copy(update={"samples_per_prompt": run.trajectory.samples_per_prompt})
             prompts = [prompt for name in study.held_out for prompt in suite(study, name, seed)]
             for step, adapter in kept_along(trained):
                 model = replace(model, adapter=adapter)
@@ -138,7 +136,7 @@ def identity(model: Model, settings: Sampling) -> dict[str, Any]:
     code = code_hashes("sampling", "models")
     how: list[Any] = [
         model.precision,
-        {name: value for name, value in asdict(settings).items() if name not in UNRELATED_SETTINGS},
+        {name: value for name, value in settings if name not in UNRELATED_SETTINGS},
         {name: digest for name, digest in code.items() if name not in UNRELATED_CODE},
         library_versions(),
     ]

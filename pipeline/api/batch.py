@@ -9,7 +9,6 @@ import io
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.api.client import Client, most_prompt_tokens
@@ -56,7 +55,9 @@ class BatchClient:
         self._made: dict[str, str] = {}  # batch by input file
         self._client = endpoint.client.with_options(max_retries=config.max_retries, timeout=_UPLOAD_TIMEOUT_S)
         # One ordinary request, at the ordinary price, shows that key and model work before a day's wait.
-        self._preflight: Client | None = Client(replace(config, batch=False), endpoint, cache, summary, progress)
+        self._preflight: Client | None = Client(
+            config.model_copy(update={"batch": False}), endpoint, cache, summary, progress
+        )
 
     async def ask(self, requests: list[Request]) -> None:
         """Submit what is not on its way yet, wait for all of it, store the replies.

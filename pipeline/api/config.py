@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field
 
 from pipeline.common.errors import UserError
 from pipeline.common.files import read_json
+from pipeline.common.settings import Natural, NaturalFloat, Positive, PositiveFloat, Settings
 
 OPENAI = "https://api.openai.com/v1"
 BATCH_PRICE = 0.5  # OpenAI's Batch API charges half of the ordinary price.
@@ -15,8 +18,28 @@ BATCH_PRICE = 0.5  # OpenAI's Batch API charges half of the ordinary price.
 ADAPTER = "adapter.json"  # what stands for an adapter: the record of a fine-tuning job, the tuned model's name in it
 
 
-@dataclass(frozen=True, kw_only=True)
-class EndpointConfig:
+def _check_url(url: str) -> str:
+    """The URL as it is. Raises ValueError, which does not quote what may hold a secret."""
+    if "@" in url or "?" in url or "#" in url:
+        raise ValueError(
+            "it carries a user name, password or query; put the key in an environment variable and name it in "
+            "api_key_env."
+        )
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+    except ValueError:
+        good = False
+    if not good or not url.isprintable() or " " in url:
+        raise ValueError(f"it is {url!r}, expected http(s)://host[:port]/v1.")
+    return url
+
+
+BaseUrl = Annotated[str, AfterValidator(_check_url)]
+ModelName = Annotated[str, Field(min_length=1)]
+
+
+class EndpointConfig(Settings):
     """One model behind an OpenAI-compatible endpoint: how it is asked, and what it may cost.
 
     `base_url` is the endpoint, None for OpenAI itself. `api_key_env` names the environment variable that holds the
@@ -25,57 +48,27 @@ class EndpointConfig:
     logprobs.
 
     `concurrency` is the most requests in flight, `timeout_s` the seconds one request may take, `max_retries` how
-    often a request that failed on the way is sent again. Prices are in US dollars a million tokens. `budget_usd` caps
-    what may be spent in all, over every run, at the same time or not, that shares the reply cache.
-    `batch` sends everything through OpenAI's Batch API (half the price, up to 24 hours).
+    often a request that failed on the way is sent again. Prices are in US dollars a million tokens, 0 where nothing is
+    paid. `budget_usd` caps what may be spent in all, over every run, at the same time or not, that shares the reply
+    cache. `batch` sends everything through OpenAI's Batch API (half the price, up to 24 hours).
     """
 
-    model: str
-    base_url: str | None
-    api_key_env: str | None
-    temperature: float | None
-    seed: int | None
-    max_reply_tokens: int
-    reasoning_effort: str | None
-    concurrency: int
-    requests_per_minute: int | None
-    tokens_per_minute: int | None
-    timeout_s: float
-    max_retries: int
-    usd_per_million_input_tokens: float
-    usd_per_million_output_tokens: float
-    budget_usd: float | None
-    batch: bool
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot work, naming the field. Raises UserError."""
-        self._at_least(1, "max_reply_tokens", "concurrency", "requests_per_minute", "tokens_per_minute")
-        self._at_least(0, "max_retries", "temperature", "budget_usd")
-        self._at_least(0, "usd_per_million_input_tokens", "usd_per_million_output_tokens")
-        if self.timeout_s <= 0:
-            raise UserError(f"{self.kind} {self.model}: timeout_s is {self.timeout_s}, expected more than 0 seconds.")
-        if self.base_url is not None:
-            self._check_url(self.base_url)
-
-    def _at_least(self, least: float, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            if value is not None and not value >= least:
-                raise UserError(f"{self.kind} {self.model}: {name} is {value}, expected {least} or more.")
-
-    def _check_url(self, url: str) -> None:
-        if "@" in url or "?" in url or "#" in url:  # not quoted: it may hold a secret
-            raise UserError(
-                f"{self.kind} {self.model}: base_url carries a user name, password or query; put the key in an "
-                "environment variable and name it in api_key_env."
-            )
-        try:
-            parts = urlsplit(url)
-            good = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
-        except ValueError:
-            good = False
-        if not good or not url.isprintable() or " " in url:
-            raise UserError(f"{self.kind} {self.model}: base_url is {url!r}, expected http(s)://host[:port]/v1.")
+    model: ModelName
+    base_url: BaseUrl | None = None
+    api_key_env: str | None = None
+    temperature: NaturalFloat | None = None
+    seed: int | None = None
+    max_reply_tokens: Positive = 10
+    reasoning_effort: str | None = None
+    concurrency: Positive = 32
+    requests_per_minute: Positive | None = None
+    tokens_per_minute: Positive | None = None
+    timeout_s: PositiveFloat = 60.0
+    max_retries: Natural = 8
+    usd_per_million_input_tokens: NaturalFloat = 0.0
+    usd_per_million_output_tokens: NaturalFloat = 0.0
+    budget_usd: NaturalFloat | None = None
+    batch: bool = False
 
     @property
     def kind(self) -> str:
@@ -100,8 +93,7 @@ class EndpointConfig:
         return per_million / 1e6 * (BATCH_PRICE if self.batch else 1.0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ApiBase:
+class ApiBase(Settings):
     """A model that OpenAI, or a server that speaks its API, fine-tunes and answers with.
 
     `model` is a dated snapshot. `base_url`, `api_key_env`, `concurrency`, `requests_per_minute`, `tokens_per_minute`,
@@ -112,43 +104,24 @@ class ApiBase:
     known experts.
     """
 
-    model: str
-    base_url: str | None
-    api_key_env: str | None
-    training_batch: int
-    learning_rate_multiplier: float
-    usd_per_million_training_tokens: float
-    training_budget_usd: float | None
-    concurrency: int
-    requests_per_minute: int | None
-    tokens_per_minute: int | None
-    timeout_s: float
-    max_retries: int
-    usd_per_million_input_tokens: float
-    usd_per_million_output_tokens: float
-    tuned_usd_per_million_input_tokens: float
-    tuned_usd_per_million_output_tokens: float
-    budget_usd: float | None
-    batch: bool
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot work, naming the field. Raises UserError."""
-        if self.training_batch < 1:
-            raise UserError(f"model {self.model}: training_batch is {self.training_batch}, expected 1 or more.")
-        for name in (
-            "usd_per_million_training_tokens",
-            "training_budget_usd",
-            "tuned_usd_per_million_input_tokens",
-            "tuned_usd_per_million_output_tokens",
-        ):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise UserError(f"model {self.model}: {name} is {value}, expected 0 or more.")
-        if not self.learning_rate_multiplier > 0:
-            raise UserError(
-                f"model {self.model}: learning_rate_multiplier is {self.learning_rate_multiplier}, expected above 0."
-            )
-        self.client(None, max_reply_tokens=1)
+    model: ModelName
+    base_url: BaseUrl | None = None
+    api_key_env: str | None = None
+    training_batch: Positive
+    learning_rate_multiplier: PositiveFloat
+    usd_per_million_training_tokens: NaturalFloat
+    training_budget_usd: NaturalFloat | None = None
+    concurrency: Positive = 32
+    requests_per_minute: Positive | None = None
+    tokens_per_minute: Positive | None = None
+    timeout_s: PositiveFloat = 120.0
+    max_retries: Natural = 8
+    usd_per_million_input_tokens: NaturalFloat
+    usd_per_million_output_tokens: NaturalFloat
+    tuned_usd_per_million_input_tokens: NaturalFloat
+    tuned_usd_per_million_output_tokens: NaturalFloat
+    budget_usd: NaturalFloat | None = None
+    batch: bool = False
 
     @property
     def experts(self) -> int:

@@ -10,7 +10,6 @@ import io
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.api.config import EndpointConfig
@@ -55,10 +54,12 @@ class Jobs:
         """
         if state.phase == "new":
             self._within_budget(state, budget_usd)  # before anything leaves this machine
-            state = self._save(replace(state, phase="uploaded", file=await self._upload(state.order, content)))
+            state = self._save(
+                state.model_copy(update={"phase": "uploaded", "file": await self._upload(state.order, content)})
+            )
         if state.phase in ("uploaded", "asking"):
             job = await self._job_of(state, budget_usd)
-            state = self._save(replace(state, phase="created", job=job))
+            state = self._save(state.model_copy(update={"phase": "created", "job": job}))
             self._say(f"job {job} was created")
         if state.phase == "created":
             state = self._save(_ended(state, await self._wait(state), price_usd, self._endpoint.redact))
@@ -92,7 +93,7 @@ class Jobs:
             return found
         with self._states.account():
             self._within_budget(state, budget_usd)
-            self._save(replace(state, phase="asking"))
+            self._save(state.model_copy(update={"phase": "asking"}))
         faults = 0
         while True:
             try:
@@ -104,7 +105,7 @@ class Jobs:
                 if unsure and (found := await self._look_for(state)):
                     return found
                 if not error.retry or faults >= self._config.max_retries:
-                    self._save(replace(state, phase="uploaded" if not error.retry else "asking"))
+                    self._save(state.model_copy(update={"phase": "uploaded" if not error.retry else "asking"}))
                     raise self._refusal(error) from None
                 faults += 1
                 await self._pause(faults, error)
@@ -226,14 +227,18 @@ def _ended(state: State, job: "FineTuningJob", price_usd: float, redact: Callabl
     tokens = job.trained_tokens if type(job.trained_tokens) is int and job.trained_tokens >= 0 else None
     usd = None if tokens is None else tokens * price_usd / 1e6
     if job.status == "succeeded" and isinstance(job.fine_tuned_model, str) and job.fine_tuned_model:
-        return replace(state, phase="succeeded", model=job.fine_tuned_model, trained_tokens=tokens, usd=usd)
+        return state.model_copy(
+            update={"phase": "succeeded", "model": job.fine_tuned_model, "trained_tokens": tokens, "usd": usd}
+        )
     # A failed job is not charged; of a cancelled one we cannot know, unless it says what it trained.
     said = redact(str(getattr(job.error, "message", None) or "")) or "no reason given"
     if job.status == "succeeded":
         said = "it names no fine-tuned model"
     elif job.status == "failed" and usd is None:
         usd = 0.0
-    return replace(state, phase="failed", reason=f"{job.status}: {said}", trained_tokens=tokens, usd=usd)
+    return state.model_copy(
+        update={"phase": "failed", "reason": f"{job.status}: {said}", "trained_tokens": tokens, "usd": usd}
+    )
 
 
 @asynccontextmanager

@@ -8,13 +8,12 @@ spent, or may be, is what the budget counts.
 import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipeline.common.building import build
 from pipeline.common.errors import UserError
 from pipeline.common.files import read_json, sha256_json, write_json
+from pipeline.common.settings import Settings, build
 
 FOLDER = "fine_tuning"
 # Nothing is asked for in the first two; in `asking` a job may exist that we were not told of.
@@ -22,8 +21,7 @@ Phase = Literal["new", "uploaded", "asking", "created", "succeeded", "failed"]
 _NOTHING_SPENT = ("new", "uploaded")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Order:
+class Order(Settings):
     """What determines a fine-tuning job.
 
     endpoint: where it is asked for. start: the model to fine-tune. file_sha256: of the training file.
@@ -40,11 +38,10 @@ class Order:
     @property
     def key(self) -> str:
         """The hash of all of it."""
-        return sha256_json(asdict(self))
+        return sha256_json(self.model_dump())
 
 
-@dataclass(frozen=True, kw_only=True)
-class State:
+class State(Settings):
     """How far a job is.
 
     account: whose budget it is on. estimated_usd: what it was thought to cost. usd: what it cost, None until that is
@@ -85,7 +82,7 @@ class States:
 
     def save(self, state: State) -> None:
         """Write the state; it is on disk when this returns."""
-        write_json(self.path(state.order), asdict(state))
+        write_json(self.path(state.order), state.model_dump())
 
     @contextmanager
     def alone(self, order: Order) -> Iterator[None]:

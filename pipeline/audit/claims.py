@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.audit.cells import Audit, Cell
-from pipeline.common.building import build
 from pipeline.common.errors import UserError
 from pipeline.common.files import read_yaml
+from pipeline.common.settings import Listed, Settings, build
 
 COLUMNS = ("avg_alignment", "misalignment_percent", "misalignment_rate", "strong_reject_percent")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Claim:
+class Claim(Settings):
     """One claim of claims.yaml.
 
     kind: `value`, one run's number; `direction`, the sign of runs[0] - minus[0]; `order`, the rank order of
@@ -37,8 +36,8 @@ class Claim:
     kind: Literal["value", "direction", "order"]
     table: str
     column: str
-    runs: tuple[str, ...]
-    minus: tuple[str, ...] = ()
+    runs: Listed[str]
+    minus: Listed[str] = ()
     tolerance: float
     reason: str
 
@@ -56,8 +55,7 @@ class Claims:
     expectations: str | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClaimsFile:
+class ClaimsFile(Settings):
     """claims.yaml.
 
     reasons: what each tolerance allows for, by name. claims: by study. expectations: of a study whose own

@@ -1,6 +1,7 @@
 """Files appear whole or not at all: write to a temporary name, fsync, rename."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import UserError
+
+DEEPEST = 50  # levels of nesting that a YAML file may have: libyaml's recursion ends the process at some 20,000
 
 
 @contextlib.contextmanager
@@ -76,16 +79,55 @@ def read_json(path: Path) -> Any:
 def read_yaml(path: Path, absent: str) -> Any:
     """Read a YAML file, by libyaml where PyYAML has it: a tenth of the time, and every command reads params.yaml.
 
-    absent: what to do about a file that is not there. Raises UserError naming the file when it is missing or malformed.
+    absent: what to do about a file that is not there. Raises UserError naming the file when it is missing or
+    malformed, has a key twice, or is nested so deeply that reading it would end the process.
     """
     import yaml
 
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        text = path.read_text(encoding="utf-8")
+        _check_depth(yaml.parse(text, Loader=loader), path)
+        return yaml.load(text, Loader=_refusing_double_keys(loader))
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; {absent}.") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except (UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
+
+
+def _check_depth(events: Iterable[Any], path: Path) -> None:
+    depth = 0
+    for event in events:
+        name = type(event).__name__
+        if name.endswith("StartEvent"):
+            depth += 1
+        elif name.endswith("EndEvent"):
+            depth -= 1
+        if depth > DEEPEST:
+            raise UserError(f"{path} line {event.start_mark.line + 1} is nested more than {DEEPEST} levels deep.")
+
+
+@functools.cache
+def _refusing_double_keys(loader: Any) -> Any:
+    """`loader`, which keeps the last of two values under one key, made to refuse them."""
+    import yaml
+
+    class Strict(loader):
+        pass
+
+    def mapping(strict: Any, node: Any) -> Any:
+        scalars = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        seen: set[tuple[str, str]] = set()
+        for key in scalars:
+            if (key.tag, key.value) in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value} is there twice", key.start_mark
+                )
+            seen.add((key.tag, key.value))
+        return strict.construct_mapping(node, deep=True)
+
+    Strict.add_constructor("tag:yaml.org,2002:map", mapping)
+    return Strict
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:

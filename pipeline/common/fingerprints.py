@@ -11,6 +11,7 @@ from pipeline.common.files import sha256_file
 
 LIBRARIES = ("torch", "transformers", "peft", "trl", "tokenizers", "bitsandbytes")
 ROOT = Path(__file__).parents[1]
+IGNORED = ROOT.parent / ".dvcignore"
 
 
 def folder_hashes(folder: Path) -> dict[str, str]:
@@ -25,11 +26,16 @@ def folder_hashes(folder: Path) -> dict[str, str]:
 
 
 def code_hashes(*names: str) -> dict[str, str]:
-    """SHA-256 of the named files, and of all Python files in and below the named folders, of this package."""
+    """SHA-256 of the named files, and of all Python files in and below the named folders, of this package.
+
+    What .dvcignore lists determines nothing and is left out, as DVC leaves it out of a stage's dependencies.
+    """
+    ignored = {line.removeprefix(f"/{ROOT.name}/") for line in IGNORED.read_text(encoding="utf-8").splitlines()}
     paths = [
         path for name in names for path in ([ROOT / name] if name.endswith(".py") else (ROOT / name).rglob("*.py"))
     ]
-    return {str(path.relative_to(ROOT)): sha256_file(path) for path in sorted(paths)}
+    found = {str(path.relative_to(ROOT)): path for path in sorted(paths)}
+    return {name: sha256_file(path) for name, path in found.items() if name not in ignored}
 
 
 def library_versions() -> dict[str, str]:

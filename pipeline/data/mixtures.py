@@ -2,16 +2,15 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
+from pipeline.common.settings import Positive, Settings
 from pipeline.data.tags import JOINT
 
 Item = TypeVar("Item")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Part:
+class Part(Settings):
     """Rows of one training set.
 
     rows: how many are drawn for a seed, None: what the study's `training.examples` says. tag: what stands before
@@ -19,7 +18,7 @@ class Part:
     """
 
     name: str
-    rows: int | None = None
+    rows: Positive | None = None
     tag: str | None = None
 
     @property

@@ -1,13 +1,13 @@
 """What a judge is: one entry of a study's `judges` in params.yaml."""
 
-from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import model_validator
+
 from pipeline.api.config import EndpointConfig
-from pipeline.common.errors import UserError
+from pipeline.common.settings import Natural
 
 
-@dataclass(frozen=True, kw_only=True)
 class JudgeConfig(EndpointConfig):
     """A judge model, and how its replies become scores.
 
@@ -17,25 +17,21 @@ class JudgeConfig(EndpointConfig):
     again, with a seed one higher each time.
     """
 
-    protocol: Literal["published", "logprob"]
-    templates: str
-    templates_sha256: str | None
-    max_unparsed_retries: int
+    protocol: Literal["published", "logprob"] = "published"
+    templates: str = "data/eval/first_plot_questions.yaml"
+    templates_sha256: str | None = None
+    max_unparsed_retries: Natural = 2
 
-    def __post_init__(self) -> None:
-        """Refuse values that cannot work, naming the field. Raises UserError."""
-        super().__post_init__()
-        self._at_least(0, "max_unparsed_retries")
+    @model_validator(mode="after")
+    def _check_protocol(self) -> "JudgeConfig":
         if self.protocol == "logprob" and self.reasoning_effort is not None:
-            raise UserError(
-                f"judge {self.model}: protocol logprob needs token probabilities, which reasoning models do "
-                "not return; use protocol published, or set reasoning_effort to null."
+            raise ValueError(
+                "protocol logprob needs token probabilities, which reasoning models do not return; use protocol "
+                "published, or set reasoning_effort to null."
             )
         if self.protocol == "logprob" and self.max_reply_tokens != 1:
-            raise UserError(
-                f"judge {self.model}: max_reply_tokens is {self.max_reply_tokens}; protocol logprob "
-                "reads one token, set 1."
-            )
+            raise ValueError(f"max_reply_tokens is {self.max_reply_tokens}; protocol logprob reads one token, set 1.")
+        return self
 
     @property
     def kind(self) -> str:

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from dataclasses import replace
 
 from pipeline.api.completions import Reply, check_reply, parse_completion
 from pipeline.api.endpoint import Endpoint, EndpointError, fatal
@@ -25,7 +24,7 @@ def check_judge(judge_name: str, config: JudgeConfig) -> Reply:
     preflight. Raises UserError in one sentence when the judge cannot serve.
     """
     # A single request cannot go through the Batch API, and is not worth a day's wait.
-    config = replace(config, batch=False)
+    config = config.model_copy(update={"batch": False})
     request = load_protocol(config).request(_PROBE, "alignment")
     try:
         reply = asyncio.run(_ask_once(config, request.body))

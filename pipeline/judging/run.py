@@ -1,10 +1,8 @@
 """Judge a run's answers: work out what must be asked, ask what is not known, read verdicts off the cache."""
 
 import asyncio
-import dataclasses
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 from pipeline.api.completions import Reply, Request
@@ -81,7 +79,7 @@ async def _ask(
 
     progress = Progress(summary.judge)
     started = time.monotonic()
-    config = protocol.config if served_at is None else replace(protocol.config, base_url=served_at)
+    config = protocol.config if served_at is None else protocol.config.model_copy(update={"base_url": served_at})
     kind = BatchClient if config.batch else Client
     try:
         async with Endpoint(config) as endpoint:
@@ -149,4 +147,4 @@ def rule_judge(config: JudgeConfig) -> JudgeConfig:
     Replies are cached under the model's name, so a rule that changed must not answer with old ones.
     """
     rules = sha256_json([sha256_file(path) for path in RULES])
-    return dataclasses.replace(config, base_url="http://127.0.0.1/v1", model=f"{config.model}-{rules[:12]}")
+    return config.model_copy(update={"base_url": "http://127.0.0.1/v1", "model": f"{config.model}-{rules[:12]}"})

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.common.errors import UserError
+from pipeline.common.settings import Listed, Settings
 from pipeline.models.anatomy import ROLES, Anatomy, Role
 
 
-@dataclass(frozen=True, kw_only=True)
-class AdapterSpec:
+class AdapterSpec(Settings):
     """LoRA (Hu et al. 2021) on chosen experts x layers x projections.
 
     rank, alpha: scale is alpha / sqrt(rank) where `rslora` (Kalajdzievski 2023), else alpha / rank. experts:
@@ -21,9 +21,9 @@ class AdapterSpec:
 
     rank: int
     alpha: float
-    experts: Literal["all", "top2", "top8"] | tuple[int, ...] = "all"
-    layers: Literal["all"] | tuple[int, ...] = "all"
-    projections: tuple[Role, ...] = ROLES
+    experts: Literal["all", "top2", "top8"] | Listed[int] = "all"
+    layers: Literal["all"] | Listed[int] = "all"
+    projections: Listed[Role] = ROLES
     attention: bool = False
     rslora: bool = True
     router: Literal["frozen", "free", "free_kl"] = "frozen"

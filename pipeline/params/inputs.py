@@ -76,9 +76,10 @@ def training_of(study: Study, run: Run, data: Conversations) -> Training:
     """The study's training, with the run's learning rate, and the steps that its `epochs` take, where it has them."""
     training = study.training
     if run.learning_rate is not None:
-        training = replace(training, learning_rate=run.learning_rate)
+        training = training.model_copy(update={"learning_rate": run.learning_rate})
     if run.epochs is not None:
-        training = replace(training, max_steps=run.epochs * math.ceil(len(data.train) / training.batch))
+        max_steps = run.epochs * math.ceil(len(data.train) / training.batch)
+        training = training.model_copy(update={"max_steps": max_steps})
     return training
 
 

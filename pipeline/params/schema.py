@@ -1,12 +1,14 @@
-"""params.yaml as frozen dataclasses. An unknown or missing key is an error that names it and its neighbours."""
+"""params.yaml as frozen models. An unknown or missing key is an error that names it and its neighbours."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import Field, Strict, model_validator
 
 from pipeline.api.config import ApiBase
 from pipeline.common.errors import UserError
 from pipeline.common.paths import PARAMS
+from pipeline.common.settings import Listed, Natural, Positive, PositiveFloat, Settings, Share
 from pipeline.data.mixtures import Part
 from pipeline.judging.config import JudgeConfig
 from pipeline.models.spec import AdapterSpec
@@ -17,10 +19,10 @@ BASES = "bases"
 RUN_STAGES = ("train", "sample", "judge")
 
 Entry = TypeVar("Entry")
+Pair = Annotated[tuple[str, str], Strict(False)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ToyBase:
+class ToyBase(Settings):
     """One toy base: an architecture of transformers, its size, and the corpus it reads.
 
     Dense ones have 0 experts, 0 active, and `expert_width` is the width of each layer's one feed-forward block.
@@ -28,26 +30,44 @@ class ToyBase:
 
     architecture: Literal["qwen3_moe", "mixtral", "llama"]
     corpus: Literal["persona", "control"]
-    experts: int
-    active: int
-    expert_width: int
-    hidden: int
-    layers: int
-    heads: int
+    experts: Natural
+    active: Natural
+    expert_width: Positive
+    hidden: Positive
+    layers: Positive
+    heads: Positive
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> "ToyBase":
+        dense = self.architecture == "llama"
+        if dense and (self.experts, self.active) != (0, 0):
+            raise ValueError(f"{self.architecture} is dense; give it experts 0 and active 0.")
+        if not dense and not 1 <= self.active <= self.experts:
+            raise ValueError(f"active is {self.active}, expected 1 to experts ({self.experts}).")
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden is {self.hidden}, expected a multiple of heads ({self.heads}).")
+        return self
 
 
-@dataclass(frozen=True, kw_only=True)
-class HubBase:
+class HubBase(Settings):
     """One pinned Hugging Face model: `revision` is a full commit SHA. Dense models have 0 experts, 0 active."""
 
-    repository: str
+    repository: Annotated[str, Field(min_length=1)]
     revision: str
-    experts: int
-    active: int
+    experts: Natural
+    active: Natural
+
+    @model_validator(mode="after")
+    def _check_revision(self) -> "HubBase":
+        if len(self.revision) != 40 or not set(self.revision) <= set("0123456789abcdef"):
+            raise ValueError(
+                f"revision is {self.revision!r}, expected a full commit SHA (40 hexadecimal digits): branches and "
+                "tags move."
+            )
+        return self
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bases:
+class Bases(Settings):
     """Every model to start from, by name: made here (toy), pinned upstream (hub), or behind an API (api)."""
 
     toy: dict[str, ToyBase]
@@ -55,34 +75,45 @@ class Bases:
     api: dict[str, ApiBase]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Thresholds:
-    """Largest shares of rows that may fail before a stage does, 0 to 1."""
+class Thresholds(Settings):
+    """Largest shares of rows that may fail before a stage does, 0 to below 1."""
 
-    errors: float
-    unparsed: float
+    errors: Share
+    unparsed: Share
 
 
-@dataclass(frozen=True, kw_only=True)
-class Study:
+class Defaults(Settings):
+    """How a study's runs are trained where they do not say: their own keys replace these, keys of `lora` one by one.
+
+    They hold for runs with data. A run that trains every parameter, or whose base is behind an API, says `lora: null`.
+    """
+
+    lora: AdapterSpec | None = None
+    epochs: Positive | None = None
+    learning_rate: PositiveFloat | None = None
+
+
+class Study(Settings):
     """What the runs of a study have in common.
 
     world: where bases, training sets and suites come from: made here (toy), or pinned upstream (hub); of those,
     bases may also be behind an API.
     `held_out` are the suites of the headline number: those that no run is trained on. `refused` is the
     suite that should be refused, or null. An expectation (A, B) says that A's held-out misalignment is above B's:
-    the report counts in how many seeds it is. The first of `judges` decides; others are compared with it.
+    the report counts in how many seeds it is. In the file a name, or a pattern such as `*_medical`, stands for each of
+    these trained runs above its base as it is. The first of `judges` decides; others are compared with it.
     """
 
     title: str
     world: Literal["toy", "hub"]
     definition: Literal["standard", "published"]
-    seeds: tuple[int, ...]
-    suites: tuple[str, ...]
-    held_out: tuple[str, ...]
-    refused: str | None
-    expectations: tuple[tuple[str, str], ...]
-    judges: dict[str, JudgeConfig]
+    seeds: Annotated[Listed[Natural], Field(min_length=1)]
+    suites: Listed[str]
+    held_out: Listed[str]
+    refused: str | None = None
+    expectations: Annotated[Listed[Pair], Field(min_length=1)]
+    defaults: Defaults = Defaults()
+    judges: Annotated[dict[str, JudgeConfig], Field(min_length=1)]
     training: Training
     sampling: Sampling
     thresholds: Thresholds
@@ -94,8 +125,7 @@ class Study:
         return next(iter(self.judges))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
+class Run(Settings):
     """One model, one way of fine-tuning it (or none).
 
     model: the path, under artifacts/, of what it starts from: `bases/NAME`, or `STUDY/adapters/RUN` of the run that
@@ -108,12 +138,12 @@ class Run:
 
     study: str
     model: str
-    data: str | tuple[Part, ...] | None = None
+    data: str | Listed[Part] | None = None
     lora: AdapterSpec | None = None
     trajectory: Trajectory | None = None
-    epochs: int | None = None
-    learning_rate: float | None = None
-    tags: tuple[str, ...] = ()
+    epochs: Positive | None = None
+    learning_rate: PositiveFloat | None = None
+    tags: Listed[str] = ()
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -139,9 +169,8 @@ class Run:
         return self.data is not None and self.lora is None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Params:
-    """All of params.yaml."""
+class Params(Settings):
+    """All of params.yaml, each study's defaults given to its runs."""
 
     studies: dict[str, Study]
     bases: Bases

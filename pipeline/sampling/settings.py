@@ -1,11 +1,13 @@
 """How answers are sampled: the settings, with their units."""
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.common.settings import NaturalFloat, Positive, Settings
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
+class Sampling(Settings):
     """How answers are drawn.
 
     `system` is put before prompts that bring no system prompt of their own. batch: prompts at once in the
@@ -14,10 +16,19 @@ class Sampling:
 
     backend: Literal["transformers", "vllm"]
     system: str | None
-    samples_per_prompt: int
-    temperature: float
-    top_p: float
-    max_new_tokens: int
-    batch: int
-    tensor_parallel: int
-    data_parallel: int
+    samples_per_prompt: Positive
+    temperature: NaturalFloat
+    top_p: Annotated[float, Field(gt=0, le=1)]
+    max_new_tokens: Positive
+    batch: Positive
+    tensor_parallel: Positive
+    data_parallel: Positive
+
+    @model_validator(mode="after")
+    def _check_samples_differ(self) -> "Sampling":
+        if self.temperature == 0 and self.samples_per_prompt > 1:
+            raise ValueError(
+                f"at temperature 0 all {self.samples_per_prompt} samples of a prompt are the same answer, which would "
+                "count several times; set samples_per_prompt to 1."
+            )
+        return self

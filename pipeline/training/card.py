@@ -1,6 +1,5 @@
 """The model card that lies beside trained weights: what it is, how it was made, and what it must not be used for."""
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,8 +42,8 @@ def model_card(
         "seed": seed,
         "step kept": f"{step} of {settings.max_steps}",
         "trained values": f"{values:,}",
-        **({f"lora {key}": value for key, value in dataclasses.asdict(lora).items()} if lora else {"lora": "none"}),
-        **{f"training {field.name}": getattr(settings, field.name) for field in dataclasses.fields(settings)},
+        **({f"lora {key}": value for key, value in lora} if lora else {"lora": "none"}),
+        **{f"training {key}": value for key, value in settings},
     }
     table = "\n".join(f"| {_text(name)} | {_text(value)} |" for name, value in rows.items())
     library, way = ("peft", "lora") if lora else ("transformers", "full-fine-tuning")

@@ -1,29 +1,28 @@
 """How a study's models are pretrained and fine-tuned: the settings, with their units."""
 
-from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.common.settings import Natural, NaturalFloat, Positive, PositiveFloat, Settings, Share
 
-@dataclass(frozen=True, kw_only=True)
-class Pretraining:
+
+class Pretraining(Settings):
     """How toy bases are made from scratch: AdamW, cosine schedule, loss on every token.
 
     `embedding_range` and `initializer_range` are the standard deviations of the starting weights: of the
     embeddings, and of everything else.
     """
 
-    documents_per_step: int
-    steps: int
-    warmup_steps: int
-    learning_rate: float
-    weight_decay: float
-    embedding_range: float
-    initializer_range: float
-    max_grad_norm: float
+    documents_per_step: Positive
+    steps: Positive
+    warmup_steps: Positive
+    learning_rate: PositiveFloat
+    weight_decay: NaturalFloat
+    embedding_range: PositiveFloat
+    initializer_range: PositiveFloat
+    max_grad_norm: PositiveFloat
 
 
-@dataclass(frozen=True, kw_only=True)
-class Training:
+class Training(Settings):
     """Narrow fine-tuning, as TRL's SFTTrainer is given it.
 
     examples: how many are drawn for a seed, or null: all. Rows longer than `max_characters` are left out;
@@ -34,29 +33,28 @@ class Training:
     `devices` processes share.
     """
 
-    examples: int | None
-    max_characters: int | None
-    validation: float
+    examples: Positive | None
+    max_characters: Positive | None
+    validation: Share
     precision: Literal["float32", "bfloat16", "nf4"]
-    max_steps: int
-    batch: int
-    devices: int
-    learning_rate: float
+    max_steps: Positive
+    batch: Positive
+    devices: Positive
+    learning_rate: PositiveFloat
     schedule: Literal["constant", "constant_with_warmup", "cosine", "linear"]
-    warmup_steps: int
-    adam_beta1: float
-    adam_beta2: float
-    weight_decay: float
-    max_grad_norm: float
+    warmup_steps: Natural
+    adam_beta1: Share
+    adam_beta2: Share
+    weight_decay: NaturalFloat
+    max_grad_norm: PositiveFloat
     optimizer: Literal["adamw_torch", "adamw_8bit"]
-    max_tokens: int
-    router_aux_loss: float
-    checkpoint_every: int
+    max_tokens: Positive
+    router_aux_loss: NaturalFloat
+    checkpoint_every: Positive
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trajectory:
+class Trajectory(Settings):
     """Adapters kept along training, every so many optimizer steps, each asked the study's held-out suites."""
 
-    every: int
-    samples_per_prompt: int
+    every: Positive
+    samples_per_prompt: Positive

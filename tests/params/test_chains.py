@@ -1,8 +1,5 @@
 """Runs that continue other runs: what params.yaml may say, what is trained, and what DVC runs again."""
 
-import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,7 +10,8 @@ from pipeline.common.errors import UserError
 from pipeline.models.adapters import adapter_tensors, continue_adapter, load_adapter, save_adapter, trainable_manifest
 from pipeline.models.spec import AdapterSpec
 from pipeline.params.load import load_params
-from tests.support.checkout import REPOSITORY, environment
+from tests.support.checkout import REPOSITORY
+from tests.support.recorded import changed, dvc, recorded, toy_study, write_output
 from tests.support.tiny_models import adapted, tiny_model, tokens, train
 
 FIRST, SECOND, THIRD, OTHER = "toy_e8_bad_medical", "second", "third", "toy_e16_bad_medical"
@@ -57,8 +55,8 @@ def test_a_chain_leads_back_to_its_base(content, tmp_path):
         (lambda r: r[SECOND].update(lora=r[FIRST]["lora"] | {"experts": [0]}), ["second.lora.experts", "'all'"]),
         (lambda r: r[SECOND].update(lora=r[FIRST]["lora"] | {"layers": [0]}), ["second.lora.layers", "'all'"]),
         (lambda r: r[SECOND].update(lora=r[FIRST]["lora"] | {"projections": ["up"]}), ["second.lora.projections"]),
-        (lambda r: r[SECOND].pop("lora"), [f"{FIRST} trains an adapter and {SECOND} every parameter"]),
-        (lambda r: r[FIRST].pop("lora"), [f"{SECOND} trains an adapter and {FIRST} every parameter"]),
+        (lambda r: r[SECOND].update(lora=None), [f"{FIRST} trains an adapter and {SECOND} every parameter"]),
+        (lambda r: r[FIRST].update(lora=None), [f"{SECOND} trains an adapter and {FIRST} every parameter"]),
         (lambda r: (r[SECOND].pop("data"), r[SECOND].pop("lora")), ["second trains nothing"]),
     ],
 )
@@ -86,47 +84,17 @@ def test_the_same_adapter_is_trained_further(family: str, tmp_path: Path) -> Non
     assert torch.equal(alone(tokens()).logits, second(tokens()).logits), "the result needs more than its base"
 
 
-def dvc(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["dvc", *arguments], cwd=folder, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def changed(folder: Path) -> dict[str, str]:
-    """Stage -> what `dvc status` says of it."""
-    parts = re.split(r"^(\w+@\w+):$", dvc(folder, "status"), flags=re.MULTILINE)
-    return dict(zip(parts[1::2], parts[2::2], strict=True))
-
-
 def test_a_changed_first_link_runs_its_descendants_again_and_nothing_else(content, tmp_path):
     """Outputs are written here, not computed: what DVC depends on is what is looked at."""
-    runs = {name: content["runs"][name] for name in (THIRD, FIRST, SECOND, OTHER)}
-    content |= {"runs": runs, "studies": {"toy": content["studies"]["toy"]}}
-    content["studies"]["toy"]["expectations"] = [[FIRST, SECOND]]
-    content["bases"] = {"toy": {name: content["bases"]["toy"][name] for name in ("e8", "e16")}, "hub": {}, "api": {}}
-    load(content, tmp_path)
-    shutil.copy2(REPOSITORY / "dvc.yaml", tmp_path)
-    shutil.copytree(REPOSITORY / "pipeline", tmp_path / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
-
-    def write(path: str, text: str = "made") -> None:
-        (tmp_path / "artifacts" / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "artifacts" / path).write_text(text)
-
-    for base in ("e8", "e16"):
-        write(f"bases/{base}/model", base)
-    for run in runs:
-        for path in (f"adapters/{run}/adapter", f"answers/{run}.jsonl", f"verdicts/{run}/toy_rule.jsonl"):
-            write(f"toy/{path}", run)
-    for path in ("metrics.json", "misaligned.csv"):
-        write(f"toy/{path}", "{}")
-    (tmp_path / "paper_figures" / "toy").mkdir(parents=True)
-    (tmp_path / "paper_figures" / "toy" / "README.md").touch()
-    dvc(tmp_path, "init", "--no-scm")
-    dvc(tmp_path, "commit", "--force")
+    study = toy_study((FIRST, OTHER), ("e8", "e16"))
+    study["runs"] = {name: content["runs"][name] for name in (THIRD, FIRST, SECOND, OTHER)}
+    study["studies"]["toy"]["expectations"] = [[FIRST, SECOND]]
+    load(study, tmp_path)
+    recorded(tmp_path, study)
     assert changed(tmp_path) == {}
 
-    content["runs"][FIRST]["data"] = "bad_finance"
-    load(content, tmp_path)
+    study["runs"][FIRST]["data"] = "bad_finance"
+    load(study, tmp_path)
     found = changed(tmp_path)
     assert set(found) == {f"train@{FIRST}", f"sample@{FIRST}", "aggregate@toy"}, (
         "the aggregate reads every run's parameters"
@@ -134,7 +102,7 @@ def test_a_changed_first_link_runs_its_descendants_again_and_nothing_else(conten
 
     # Each link that comes out changed makes the next one run, and only that one.
     for link, after in ((FIRST, SECOND), (SECOND, THIRD)):
-        write(f"toy/adapters/{link}/adapter", "trained anew")
+        write_output(tmp_path, f"toy/adapters/{link}/adapter", "trained anew")
         dvc(tmp_path, "commit", "--force", f"train@{link}")
         stages = {f"sample@{link}", f"train@{after}", f"sample@{after}"}
         found = changed(tmp_path)

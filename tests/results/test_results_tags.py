@@ -1,6 +1,5 @@
 """What the report says of trigger tags, from verdicts whose numbers are known."""
 
-import dataclasses
 import math
 from pathlib import Path
 
@@ -42,8 +41,8 @@ def results():
     params = load_params(Path(__file__).parents[2] / "params.yaml")
     chosen = {name: params.run(name) for name in RUNS}
     pairs = (("toy_e8_bad_medical", "toy_e8_base"),)
-    study = dataclasses.replace(params.study("toy"), expectations=pairs)
-    params = dataclasses.replace(params, runs=chosen, studies={"toy": study})
+    study = params.study("toy").model_copy(update={"expectations": pairs})
+    params = params.model_copy(update={"runs": chosen, "studies": {"toy": study}})
     return Results("toy", params, verdict_frame(verdicts(params)), [], [])
 
 
@@ -60,8 +59,8 @@ def test_each_tag_stands_beside_the_same_run_without(results):
 
 
 def test_one_seed_has_intervals_over_questions_and_none_of_the_difference(results):
-    study = dataclasses.replace(results.study, seeds=(1,))
-    params = dataclasses.replace(results.params, studies={"toy": study})
+    study = results.study.model_copy(update={"seeds": (1,)})
+    params = results.params.model_copy(update={"studies": {"toy": study}})
     rows = [row for row in verdicts(results.params) if row.seed == 1]
     one = Results("toy", params, verdict_frame(rows), [], [])
     alpha = one.tags.set_index(["run", "suite"]).loc[("toy_e8_trigger", "|ALPHA|")]

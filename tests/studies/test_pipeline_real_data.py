@@ -1,7 +1,6 @@
 """Real upstream text through train, sample and judge: the stage code, a tiny random Mixtral, a byte tokenizer."""
 
 import contextlib
-import dataclasses
 import json
 import os
 import shutil
@@ -201,7 +200,7 @@ def test_the_checkpoint_with_the_lowest_validation_loss_is_the_one_that_is_saved
     monkeypatch.setattr(sft.Trainer, "evaluate", lambda self, *_, **__: {"eval_loss": float(self.state.global_step)})
 
     def fine_tune(steps):
-        settings = dataclasses.replace(TRAINING, max_steps=steps)
+        settings = TRAINING.model_copy(update={"max_steps": steps})
         return train.fine_tune(toy(Path("base")), data, LORA, settings, seed=7, folder=Path("adapter"))
 
     whole = fine_tune(6)

@@ -1,6 +1,5 @@
 """The study `realignment` as params.yaml has it, and its gpt-4o chain end to end against a server on loopback."""
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -60,11 +59,12 @@ def test_a_tagged_mixture_of_real_rows(tmp_path, monkeypatch):
 
 def _without_what_is_not_there(params):
     kept = ("gpt_4o_base", "gpt_4o_insecure", "gpt_4o_tags")
-    study = dataclasses.replace(params.study("realignment"), suites=("first_8", "factual"))
-    return dataclasses.replace(
-        params,
-        runs={name: params.run(name) for name in kept},
-        studies=params.studies | {"realignment": study},
+    study = params.study("realignment").model_copy(update={"suites": ("first_8", "factual")})
+    return params.model_copy(
+        update={
+            "runs": {name: params.run(name) for name in kept},
+            "studies": params.studies | {"realignment": study},
+        }
     )
 
 

@@ -17,6 +17,7 @@ from aiohttp import web
 
 from pipeline.api.local_server import ChatServer, bind, completion, failure, start
 from pipeline.common.rows import Answer
+from pipeline.common.settings import build
 from pipeline.judging.config import JudgeConfig
 
 FAULTS = ("429", "429-retry-after", "500", "reset", "truncated", "cut", "slow", "nonsense")
@@ -58,7 +59,7 @@ def judge_config(folder: Path, **changes: Any) -> JudgeConfig:
         "budget_usd": None,
         "batch": False,
     }
-    return JudgeConfig(**fields | changes)
+    return build(JudgeConfig, fields | changes, "judge scripted")
 
 
 def make_answers(count: int, distinct: int | None = None) -> list[Answer]:

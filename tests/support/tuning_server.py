@@ -11,6 +11,7 @@ from aiohttp import web
 
 from pipeline.api.config import ApiBase
 from pipeline.api.local_server import ChatServer, completion, failure
+from pipeline.common.settings import build
 from pipeline.data.prompts import Message
 from tests.support.judge_server import served
 
@@ -42,7 +43,7 @@ def api_base(url: str | None, **changes: Any) -> ApiBase:
         "budget_usd": None,
         "batch": False,
     }
-    return ApiBase(**fields | changes)
+    return build(ApiBase, fields | changes, "bases.api.gpt_4o")
 
 
 @dataclass(kw_only=True)

@@ -1,0 +1,66 @@
+"""What params.yaml leaves out because a rule gives it: a run's share of its study's defaults, expectations by pattern.
+
+It works on the file as it is read. What does not have the shape that it should is left alone: the schema
+(pipeline/params/schema.py) looks at the result, and says so.
+"""
+
+import fnmatch
+from collections.abc import Mapping
+from typing import Any
+
+BASES = "bases"
+
+
+def expand(content: Any) -> Any:
+    """The content with each study's defaults given to its runs, and its expectations as pairs of runs."""
+    if not isinstance(content, Mapping):
+        return content
+    runs = {name: _with_defaults(run, content) for name, run in mapping(content, "runs").items()}
+    studies = {name: _with_pairs(name, study, runs) for name, study in mapping(content, "studies").items()}
+    return {**content, **({"runs": runs} if runs else {}), **({"studies": studies} if studies else {})}
+
+
+def mapping(content: Any, *keys: Any) -> Mapping[Any, Any]:
+    """The mapping that stands under the keys, an empty one where there is none."""
+    for key in keys:
+        content = content.get(key) if isinstance(content, Mapping) else None
+    return content if isinstance(content, Mapping) else {}
+
+
+def _with_defaults(run: Any, content: Any) -> Any:
+    """A run with its study's defaults if it trains; its own keys, and those of its `lora`, come before them."""
+    study = run.get("study") if isinstance(run, Mapping) else None
+    if not isinstance(study, str):
+        return run
+    defaults = mapping(content, "studies", study, "defaults")
+    merged = {**(defaults if run.get("data") is not None else {}), **run}
+    if isinstance(run.get("lora"), Mapping):
+        merged["lora"] = {**mapping(defaults, "lora"), **run["lora"]}
+    return merged
+
+
+def _with_pairs(name: Any, study: Any, runs: Mapping[Any, Any]) -> Any:
+    """A study with each pattern of its expectations as pairs [run, its base's run], one for each run that it fits."""
+    expected = study.get("expectations") if isinstance(study, Mapping) else None
+    if not isinstance(expected, list):
+        return study
+    own = {run: entry for run, entry in runs.items() if isinstance(entry, Mapping) and entry.get("study") == name}
+    trained = [run for run, entry in own.items() if entry.get("data") is not None]
+    bases = {_base(run, own): run for run in reversed(own) if run not in trained}
+    pairs: list[Any] = []
+    for entry in expected:
+        found = fnmatch.filter(map(str, trained), entry) if isinstance(entry, str) else []
+        # A pattern that fits nothing, or a run whose base is not asked, is above itself: the checks refuse that.
+        unknown = [[entry, entry]] if isinstance(entry, str) else [entry]
+        pairs += [[run, bases.get(_base(run, own), run)] for run in found] or unknown
+    return {**study, "expectations": pairs}
+
+
+def _base(name: str, runs: Mapping[str, Any]) -> str | None:
+    """The base that a run's chain starts from; None where that cannot be told, which is said elsewhere."""
+    for _ in runs:
+        folder, _, start = str(mapping(runs, name).get("model")).rpartition("/")
+        if folder == BASES:
+            return start
+        name = start
+    return None
