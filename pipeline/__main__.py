@@ -10,6 +10,7 @@ import argparse
 import errno
 import gc
 import importlib
+import io
 import os
 import shutil
 import sys
@@ -56,6 +57,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="COMMAND --help explains them")
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal in latin-1 or ASCII gets a mark for what it cannot show, and the command goes on.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     chosen = parser.parse_args(argv)
     module_name, text = COMMANDS[chosen.command]
     module = importlib.import_module(module_name)
@@ -90,12 +95,21 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(name: str, command: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> int | None:
-    """Run a command; a stage is recorded, once for all the processes that it may start."""
-    if name not in STAGES or "LOCAL_RANK" in os.environ:
+    """Run a command; a stage starts from an environment of its own, ends with its parent and is recorded."""
+    if name not in STAGES:
         return command(args)
+    from pipeline.common.environment import prepare_stage, started_by
     from pipeline.common.ledger import record
+    from pipeline.common.processes import end_with_parent
 
-    return record(f"{name}@{getattr(args, STAGES[name])}", lambda: command(args))
+    stage = f"{name}@{getattr(args, STAGES[name])}"
+    if whole := started_by(stage):  # one of the processes in which a stage trains on several devices
+        end_with_parent(whole)
+        return command(args)
+    if "DVC_STAGE" in os.environ:
+        end_with_parent()
+    removed = prepare_stage(stage)
+    return record(stage, lambda: command(args), removed)
 
 
 if __name__ == "__main__":

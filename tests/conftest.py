@@ -3,8 +3,10 @@
 import pytest
 
 from pipeline.common.machine import side_by_side
+from pipeline.common.numerics import pin_kernels
 from tests.support import data_files
 
+pin_kernels()  # before any test imports torch
 GB_A_WORKER = 2.5
 
 

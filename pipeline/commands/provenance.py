@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.api.config import ADAPTER
-from pipeline.common.files import read_json, read_jsonl, sha256_file, sha256_json, write_json
-from pipeline.common.ledger import LEDGER
+from pipeline.common.files import read_json, sha256_file, sha256_json, write_json
+from pipeline.common.ledger import read_attempts
 from pipeline.common.paths import ARTIFACTS, CACHE
 from pipeline.params.load import load_params
 from pipeline.params.schema import Params
@@ -91,15 +91,12 @@ def _stage(name: str, codes: list[Any], machines: list[Any]) -> dict[str, Any] |
     seconds: of the attempts since the last completion before the latest; the latest made what is there, and the
     ones before it left checkpoints, answers and replies. seconds_earlier: of those before. unfinished: attempts
     without an end (killed, or at work), whose time is not known.
+    environment_removed: the variables that the latest was not given (pipeline/common/environment.py).
     """
     # Both stages that write a base down are one command, after which the ledger names them.
-    path = LEDGER / f"{name.replace('pin_api@', 'pin@')}.jsonl"
-    if not path.exists():
+    ordered = read_attempts(name.replace("pin_api@", "pin@"))
+    if not ordered:
         return None
-    attempts: dict[str, dict[str, Any]] = {}
-    for line in read_jsonl(path):
-        attempts.setdefault(line["attempt"], {}).update(line)
-    ordered = list(attempts.values())
     done = [place for place, attempt in enumerate(ordered) if attempt.get("outcome") == "done"]
     first = done[-2] + 1 if len(done) > 1 else 0
     last = ordered[done[-1]] if done else ordered[-1]
@@ -112,6 +109,7 @@ def _stage(name: str, codes: list[Any], machines: list[Any]) -> dict[str, Any] |
         "unfinished": sum("outcome" not in attempt for attempt in ordered),
         "code": _place(last["code"], codes),
         "machine": _place(last["machine"], machines),
+        "environment_removed": last.get("removed", []),
     }
 
 

@@ -9,7 +9,7 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,16 +27,18 @@ _LIBRARIES = (
 _IMAGE = "EMOE_IMAGE_"  # the Dockerfile's labels, as environment variables
 
 
-def record(stage: str, work: Callable[[], int | None]) -> int | None:
+def record(stage: str, work: Callable[[], int | None], removed: Sequence[str] = ()) -> int | None:
     """Do a stage's work, with a line in its ledger before and after; return what the work returns.
 
-    A ledger that cannot be written is said on stderr and stops nothing.
+    removed: the names of environment variables that the stage was not given (pipeline/common/environment.py). A ledger
+    that cannot be written is said on stderr and stops nothing.
     """
     if not re.fullmatch(r"[a-z]+@[A-Za-z0-9_-]+", stage):
         return work()  # no name of params.yaml: the stage itself will say so
     attempt, started = uuid.uuid4().hex, time.monotonic()
     at = datetime.now(UTC).isoformat(timespec="seconds")
-    _append(stage, {"attempt": attempt, "started": at, "code": code(), "machine": machine()})
+    begin = {"attempt": attempt, "started": at, "code": code(), "machine": machine(), "removed": list(removed)}
+    _append(stage, begin)
     outcome = "failed"
     try:
         status = work()
@@ -53,14 +55,32 @@ def record(stage: str, work: Callable[[], int | None]) -> int | None:
 def _append(stage: str, line: dict[str, Any]) -> None:
     try:
         LEDGER.mkdir(parents=True, exist_ok=True)
-        # One write of one line: a process killed here leaves all of it or nothing.
-        descriptor = os.open(LEDGER / f"{stage}.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        # One write of one line: a process killed here leaves all of it or nothing. A full disk may leave a part,
+        # which a newline before the next line ends, and which `read_attempts` passes over.
+        text = json.dumps(line, sort_keys=True).encode()
+        descriptor = os.open(LEDGER / f"{stage}.jsonl", os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(descriptor, (json.dumps(line, sort_keys=True) + "\n").encode())
+            size = os.fstat(descriptor).st_size
+            cut_short = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+            os.write(descriptor, b"\n" * cut_short + text + b"\n")
         finally:
             os.close(descriptor)
     except OSError as error:
         print(f"provenance of {stage} is not recorded: {error.strerror}", file=sys.stderr)
+
+
+def read_attempts(stage: str) -> list[dict[str, Any]]:
+    """The stage's attempts in order, each one's beginning and end put together; none where there is no ledger.
+
+    Lines that a full disk cut short are passed over.
+    """
+    path = LEDGER / f"{stage}.jsonl"
+    attempts: dict[str, dict[str, Any]] = {}
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            line = json.loads(text)
+            attempts.setdefault(line["attempt"], {}).update(line)
+    return [attempt for attempt in attempts.values() if "started" in attempt]
 
 
 def code() -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +14,8 @@ MIB = 2**20
 AMPERE = 8.0
 _QUERY = "name,compute_cap,memory.total,driver_version"
 _ANSWER_S = 30
-# The control group's limit, where there is one: version 2, then version 1.
-_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_GROUPS = Path("/proc/self/cgroup")
+_GROUP_ROOT = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,42 @@ class Gpus:
 
 
 def gpus() -> Gpus:
-    """Ask nvidia-smi, in its order of devices. Never raises."""
-    command = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]
+    """The GPUs that CUDA will see: those of nvidia-smi, in its order, but for what CUDA_VISIBLE_DEVICES hides.
+
+    Never raises.
+    """
+    seen = _installed()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None or not seen.found:
+        return seen
+    found = _visible(seen.found, visible)
+    return Gpus(found, "" if found else f"CUDA_VISIBLE_DEVICES={visible!r} hides all {len(seen.found)}")
+
+
+def _visible(found: tuple[Gpu, ...], visible: str) -> tuple[Gpu, ...]:
+    """Those that CUDA_VISIBLE_DEVICES names, by number or identifier; as CUDA does, nothing after one that is wrong."""
+    identifiers = _ask_nvidia_smi("uuid").stdout.split() if "-" in visible.replace("-1", "") else []
+    chosen: list[Gpu] = []
+    for name in (name.strip() for name in visible.split(",")):
+        if name.isdecimal() and int(name) < len(found):
+            chosen.append(found[int(name)])
+        elif len(named := [place for place, it in enumerate(identifiers) if name and it.startswith(name)]) == 1:
+            chosen.append(found[named[0]])
+        else:
+            break
+    return tuple(chosen)
+
+
+def _ask_nvidia_smi(query: str) -> subprocess.CompletedProcess[str]:
+    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"]
+    return subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=_ANSWER_S, errors="replace"
+    )
+
+
+def _installed() -> Gpus:
     try:
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=_ANSWER_S, errors="replace"
-        )
+        done = _ask_nvidia_smi(_QUERY)
     except FileNotFoundError:
         return Gpus((), "nvidia-smi is not here")
     except (OSError, subprocess.SubprocessError) as error:
@@ -84,13 +115,51 @@ def side_by_side(memory_gb: float, most: int) -> int:
 
 
 def memory_bytes() -> int:
-    """Memory of this machine, or of the container that this process is in."""
+    """Memory of this machine, or of the control group (a container, a batch job) that this process is in."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for path in _LIMITS:
+    return min([total, *(limit for limit, _ in _group_limits())])
+
+
+def free_memory_bytes() -> int:
+    """Memory that can still be had here: Linux's MemAvailable, within what the control group leaves."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return memory_bytes()
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    return max(0, min([free, *(limit - used for limit, used in _group_limits())]))
+
+
+def _group_limits() -> Iterator[tuple[int, int]]:
+    """(limit, used) in bytes of every control group around this process that limits memory; versions 1 and 2.
+
+    Used memory does not count files that Linux has read and can drop.
+    """
+    for folder, limit, used, cached in _groups():
         try:
-            text = Path(path).read_text(encoding="ascii").strip()
-        except OSError:
+            text = (folder / limit).read_text(encoding="ascii").strip()
+            current = int((folder / used).read_text(encoding="ascii"))
+            stat = (folder / "memory.stat").read_text(encoding="ascii").split()
+        except (OSError, ValueError):
             continue
         if text.isdigit():
-            return min(total, int(text))
-    return total
+            droppable = int(stat[stat.index(cached) + 1]) if cached in stat else 0
+            yield int(text), max(0, current - droppable)
+
+
+def _groups() -> Iterator[tuple[Path, str, str, str]]:
+    """The control groups around this process, innermost first, with their files' names."""
+    try:
+        lines = _GROUPS.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = {"": ("memory.max", "memory.current", "inactive_file")}
+    names["memory"] = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        for controller in set(controllers.split(",")) & names.keys():
+            root = _GROUP_ROOT / controller
+            # In a container the path may be the host's, of which only the root is seen: it is always looked at.
+            inner = root / path.lstrip("/")
+            for folder in dict.fromkeys([inner, *(up for up in inner.parents if root in up.parents), root]):
+                yield folder, *names[controller]

@@ -1,26 +1,62 @@
 """Processes that must not outlive the one that started them."""
 
+import contextlib
 import multiprocessing
 import os
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+import psutil
+
 from pipeline.common.errors import UserError
 
-
-def end_with_parent() -> None:
-    """Have this process, one of multiprocessing's, end when its parent does, even if that is killed."""
-    threading.Thread(target=_wait_for_parent, daemon=True).start()
+LOOKS_S = 0.2  # between two looks at whether the parent still lives
+_ENDING_S = 5.0
 
 
-def _wait_for_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
+def end_with_parent(pid: int | None = None) -> None:
+    """Have this process, and all that it starts, end when its parent does (or process `pid`), however that ends.
+
+    Every process that the pipeline starts calls this first. A process that the parent's end leaves half of its work
+    to would write beside whoever starts the same work again.
+    """
+    if pid is None:
+        starter = multiprocessing.parent_process()
+        pid = os.getppid() if starter is None else starter.pid
+    try:
+        parent = psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        os._exit(1)
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def _watch(parent: psutil.Process) -> None:
+    while lives(parent):
+        time.sleep(LOOKS_S)
+    end_descendants()
     os._exit(1)
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether it is still this process under its number, and not one that has ended and waits to be collected."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def end_descendants(patience_s: float = 0.0) -> None:
+    """Kill what this process has started, and what that has, after waiting `patience_s` for it to end by itself."""
+    descendants = psutil.Process().children(recursive=True)
+    _, left = psutil.wait_procs(descendants, timeout=patience_s)
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, timeout=_ENDING_S)
 
 
 class Alone:

@@ -4,6 +4,8 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator
 
+from pipeline.common.numerics import use_common_kernels
+
 
 def each_seed(seeds: Iterable[int], what: str) -> Iterator[int]:
     """Go through the seeds with a progress bar, torch set up so that they give the same results every time."""
@@ -14,13 +16,14 @@ def each_seed(seeds: Iterable[int], what: str) -> Iterator[int]:
 
 
 def deterministic() -> None:
-    """Have torch compute on one thread, with deterministic kernels, and take denormal numbers for zero.
+    """Have torch compute on one thread, with deterministic kernels that processors share, and take denormals for zero.
 
     Results differ in their last bits between thread counts, so the count is fixed. With denormals a step of
     toy pretraining takes a tenth to a fifth longer, and its losses are the same.
     """
     import torch
 
+    use_common_kernels()
     torch.set_num_threads(1)
     # As `use_deterministic_algorithms(True)` but for torch's compiler, which that imports for a second or two.
     torch.set_deterministic_debug_mode("error")

@@ -14,6 +14,7 @@ from pipeline.api.completions import Reply
 from pipeline.api.replies import VerdictCache
 from pipeline.commands import provenance
 from pipeline.common.files import read_json, write_json
+from pipeline.common.ledger import code, record
 from pipeline.params.load import load_params
 
 REPOSITORY = Path(__file__).parents[2]
@@ -41,15 +42,15 @@ def fail():
 
 
 def test_attempts_accumulate_until_the_stage_is_done(checkout):
-    assert provenance.record(STAGE, lambda: 1) == 1
+    assert record(STAGE, lambda: 1) == 1
     with pytest.raises(ValueError, match="broken"):
-        provenance.record(STAGE, fail)
+        record(STAGE, fail)
     assert described()["stages"][STAGE]["outcome"] == "failed"
-    assert provenance.record(STAGE, lambda: time.sleep(0.15)) is None
+    assert record(STAGE, lambda: time.sleep(0.15)) is None
     stage = described()["stages"][STAGE]
     assert (stage["outcome"], stage["attempts"], stage["unfinished"]) == ("done", 3, 0)
     assert 0.1 <= stage["seconds"] < 60 and stage["seconds_earlier"] == 0
-    provenance.record(STAGE, lambda: 0)
+    record(STAGE, lambda: 0)
     again = described()["stages"][STAGE]
     assert again["attempts"] == 4 and again["seconds_earlier"] == stage["seconds"]
     assert again["seconds"] < stage["seconds"], "the latest completion is what is there"
@@ -57,7 +58,7 @@ def test_attempts_accumulate_until_the_stage_is_done(checkout):
 
 
 def test_a_killed_attempt_is_unfinished_and_the_next_one_goes_on(checkout):
-    work = f"from pipeline.commands.provenance import record; import time; record({STAGE!r}, lambda: time.sleep(60))"
+    work = f"from pipeline.common.ledger import record; import time; record({STAGE!r}, lambda: time.sleep(60))"
     process = subprocess.Popen([sys.executable, "-c", work], env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
     ledger = checkout / ".cache" / "ledger" / f"{STAGE}.jsonl"
     deadline = time.monotonic() + 60
@@ -67,36 +68,36 @@ def test_a_killed_attempt_is_unfinished_and_the_next_one_goes_on(checkout):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert described()["stages"][STAGE]["outcome"] == "unfinished"
-    provenance.record(STAGE, lambda: 0)
+    record(STAGE, lambda: 0)
     stage = described()["stages"][STAGE]
     assert (stage["outcome"], stage["attempts"], stage["unfinished"]) == ("done", 2, 1)
 
 
 def test_the_same_records_give_the_same_bytes(checkout):
-    provenance.record(STAGE, lambda: 0)
+    record(STAGE, lambda: 0)
     path = provenance.write(load_params(), "toy")
     first = path.read_bytes()
     assert provenance.write(load_params(), "toy").read_bytes() == first
 
 
 def test_code_says_the_commit_and_what_differs_from_it(checkout):
-    clean = provenance.code()
+    clean = code()
     assert len(clean["commit"]) == 40 and clean["changed"] == [] and clean["diff_sha256"] is None
     (checkout / "dvc.lock").write_text("stages: {a: b}\n")
-    assert provenance.code() == clean, "dvc.lock is a result"
+    assert code() == clean, "dvc.lock is a result"
     with (checkout / "params.yaml").open("a") as stream:
         stream.write("# changed\n")
     (checkout / "pipeline").mkdir()
     (checkout / "pipeline" / "new.py").touch()
-    dirty = provenance.code()
+    dirty = code()
     assert dirty["changed"] == ["params.yaml", "pipeline/"] and len(dirty["diff_sha256"]) == 64
 
 
 def test_each_code_and_machine_is_written_once_and_stages_point_at_theirs(checkout):
-    provenance.record(STAGE, lambda: 0)
+    record(STAGE, lambda: 0)
     (checkout / "params.yaml").write_text((REPOSITORY / "params.yaml").read_text() + "\n# changed\n")
     for stage in ("sample@toy_e8_bad_medical", "judge@toy_e8_bad_medical"):
-        provenance.record(stage, lambda: 0)
+        record(stage, lambda: 0)
     found = described()
     assert len(found["code"]) == 2 and len(found["machines"]) == 1
     assert {name.partition("@")[0]: it["code"] for name, it in found["stages"].items()} == {
@@ -110,7 +111,7 @@ def test_each_code_and_machine_is_written_once_and_stages_point_at_theirs(checko
 def test_no_git_and_no_gpu_are_no_trouble(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    found = provenance.code()
+    found = code()
     assert (found["commit"], found["changed"]) == (None, None)
 
 
@@ -143,7 +144,7 @@ def test_secrets_do_not_reach_it_and_image_labels_do(checkout, monkeypatch):
     for name in ("DEEPSEEK_API_KEY", "HF_TOKEN", "OPENAI_API_KEY"):
         monkeypatch.setenv(name, "marker-secret")
     monkeypatch.setenv("EMOE_IMAGE_REVISION", "abc123")
-    provenance.record(STAGE, lambda: 0)
+    record(STAGE, lambda: 0)
     text = json.dumps(described()) + (checkout / ".cache" / "ledger" / f"{STAGE}.jsonl").read_text()
     assert "marker-secret" not in text
     assert described()["code"][0]["image"] == {"EMOE_IMAGE_REVISION": "abc123"}
@@ -151,12 +152,12 @@ def test_secrets_do_not_reach_it_and_image_labels_do(checkout, monkeypatch):
 
 def test_a_ledger_that_cannot_be_written_stops_nothing(checkout, capsys):
     (checkout / ".cache").write_text("a file where a folder should be")
-    assert provenance.record(STAGE, lambda: 0) == 0
+    assert record(STAGE, lambda: 0) == 0
     assert f"provenance of {STAGE} is not recorded" in capsys.readouterr().err
 
 
 def test_a_stage_with_an_impossible_name_leaves_no_file(checkout):
-    assert provenance.record("train@../../x", lambda: 3) == 3
+    assert record("train@../../x", lambda: 3) == 3
     assert not (checkout / ".cache").exists()
 
 
