@@ -109,7 +109,7 @@ def _target_pattern(anatomy: Anatomy, selection: Selection, *, fused: bool) -> s
     def one_of(values: Sequence[object]) -> str:
         return "(" + "|".join(str(value) for value in values) + ")"
 
-    blocks = one_of(sorted({"mlp", anatomy.family.checkpoint_block}))
+    blocks = one_of(sorted({anatomy.family.block, anatomy.family.checkpoint_block}))
     names = one_of([anatomy.family.projections[role] for role in selection.projections])
     layers_of: dict[tuple[int | None, ...], list[int]] = {}
     for layer, experts in selection.experts.items():
@@ -124,7 +124,7 @@ def _target_pattern(anatomy: Anatomy, selection: Selection, *, fused: bool) -> s
         else:
             patterns.append(rf"{head}\.experts\.{one_of(experts)}\.{names}")
     if selection.attention:
-        patterns.append(rf"model\.layers\.{one_of(selection.attention)}\.self_attn\.{one_of(anatomy.family.attention)}")
+        patterns.append(rf"model\.layers\.{one_of(selection.attention)}\.self_attn\.{one_of(anatomy.attention)}")
     return "|".join(patterns)
 
 

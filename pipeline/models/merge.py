@@ -64,7 +64,7 @@ def merge_adapter(
 
     with Checkpoint(base) as source:
         for stored in source.names():
-            found = anatomy.family.read_stored(source, stored) if anatomy.family.read_stored else None
+            found = anatomy.family.read_stored(source, stored)
             if found is None:
                 found = stored, source.tensor(stored)
             name, tensor = found
@@ -95,7 +95,7 @@ def _by_base_tensor(tensors: dict[str, torch.Tensor], family: Any) -> dict[str, 
             pending.setdefault(path, []).append((None, tensor))
             continue
         path = path.removesuffix(".lora_A.weight")
-        stored, view = family.slot(path) if family.slot else (f"{path}.weight", lambda whole: whole)
+        stored, view = family.slot(path)
         factors = tensor, tensors[f"{PREFIX}{path}.lora_B.weight"]
         pending.setdefault(stored, []).append((view, factors))
     return pending

@@ -138,12 +138,9 @@ def _plan(
     )
 
 
-def _attention_shapes(config: Any) -> tuple[tuple[int, int], ...]:
-    """(out, in) of q, k, v and o."""
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    queries, keys = config.num_attention_heads * head, config.num_key_value_heads * head
-    hidden = config.hidden_size
-    return (queries, hidden), (keys, hidden), (keys, hidden), (hidden, queries)
+def _attention_shapes(config: Any) -> list[tuple[int, int]]:
+    """(out, in) of each attention projection."""
+    return list(anatomy_of(config).family.attention_shapes(config).values())
 
 
 def base_bytes(config: Any, precision: Literal["bfloat16", "nf4"] = "nf4") -> dict[str, float]:
