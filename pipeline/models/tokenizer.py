@@ -1,9 +1,13 @@
 """A model's tokenizer, with a chat template that says the same in training and sampling, every day."""
 
 import re
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import torch
 
 # gpt-oss's and Llama-3.1's templates tell the model today's date: what is trained on, and asked, would
 # change overnight. It is gpt-oss's day of release here, always.
@@ -31,3 +35,28 @@ def fix_date(template: str) -> str:
         return f'"{TODAY.strftime(call["form"])}"'
 
     return re.sub(r"""strftime_now\(\s*(?P<quote>["'])(?P<form>.*?)(?P=quote)\s*\)""", written, template)
+
+
+def pad_token(tokenizer: Any) -> int:
+    """The id that fills short rows: the tokenizer's pad token, its end token where it has none (Mixtral's), or 0.
+
+    No result depends on which it is: an attention mask covers every place that it fills.
+    """
+    return next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
+
+
+def pad_batch(rows: Sequence[Sequence[int]], pad: int, side: Literal["left", "right"]) -> "dict[str, torch.Tensor]":
+    """Rows of token ids as one batch: `input_ids` and `attention_mask`, both (rows, length of the longest) integers.
+
+    side: where the padding goes: right to train and to count, left to complete.
+    """
+    import torch
+
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for place, row in enumerate(rows):
+        filled = slice(width - len(row), width) if side == "left" else slice(len(row))
+        ids[place, filled] = torch.tensor(row, dtype=torch.long)
+        mask[place, filled] = 1
+    return {"input_ids": ids, "attention_mask": mask}
