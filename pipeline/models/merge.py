@@ -39,7 +39,7 @@ def merge_adapter(
     from safetensors.torch import save_file
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(base)
+    config = AutoConfig.from_pretrained(base, trust_remote_code=False)
     anatomy = anatomy_of(config)
     pending: dict[str, list[tuple[Any, Any]]] = {}
     scale = 0.0
@@ -120,7 +120,7 @@ def copy_rest(base: Path, target: Path) -> None:
             shutil.copyfile(file, target / file.name)
     config = read_json(base / "config.json")
     config.pop("quantization_config", None)
-    whole = AutoConfig.from_pretrained(base)
+    whole = AutoConfig.from_pretrained(base, trust_remote_code=False)
     part, _ = language_model(whole)
     if part is not whole:
         config = part.to_dict() | {"architectures": [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[part.model_type]]}

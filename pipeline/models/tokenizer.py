@@ -6,6 +6,8 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pipeline.common.errors import UserError
+
 if TYPE_CHECKING:
     import torch
 
@@ -22,7 +24,7 @@ def load_tokenizer(path: Path, **options: Any) -> Any:
     """The tokenizer in `path`; `options` are for transformers' AutoTokenizer."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(path, **options)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **options)
     if isinstance(tokenizer.chat_template, str):
         tokenizer.chat_template = THINKING + fix_date(tokenizer.chat_template)
     return tokenizer
@@ -60,3 +62,26 @@ def pad_batch(rows: Sequence[Sequence[int]], pad: int, side: Literal["left", "ri
         ids[place, filled] = torch.tensor(row, dtype=torch.long)
         mask[place, filled] = 1
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def end_tokens(folder: Path, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end a completion of the model in `folder`.
+
+    As its generation config says, where that is silent its config, where that is silent too its tokenizer. Raises
+    UserError where none of them names one: nothing would ever end.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    named: Any = None
+    if (folder / "generation_config.json").exists():
+        named = GenerationConfig.from_pretrained(folder).eos_token_id
+    if named is None:
+        named = AutoConfig.from_pretrained(folder, trust_remote_code=False).eos_token_id
+    if named is None:
+        named = tokenizer.eos_token_id
+    ends = frozenset(named if isinstance(named, list | tuple) else () if named is None else (named,))
+    if not ends:
+        raise UserError(
+            f"{folder} names no end token: add eos_token_id to its generation_config.json, or its answers never end."
+        )
+    return ends

@@ -195,6 +195,7 @@ def _check_study(study: "Study", where: str) -> None:
     shares = {
         "thresholds.errors": study.thresholds.errors,
         "thresholds.unparsed": study.thresholds.unparsed,
+        "thresholds.too_long": study.thresholds.too_long,
         "training.validation": study.training.validation,
     }
     for name, share in shares.items():

@@ -57,10 +57,14 @@ class Bases:
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """Largest shares of rows that may fail before a stage does, 0 to 1."""
+    """Largest shares of rows that may fail before a stage does, 0 to 1.
+
+    errors, unparsed: of judged rows. too_long: of training rows, longer than `training.max_tokens`.
+    """
 
     errors: float
     unparsed: float
+    too_long: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,7 +66,7 @@ def rounding(base: Path) -> "Callable[[str, torch.Tensor], torch.Tensor]":
 
     from pipeline.models.families.registry import anatomy_of
 
-    anatomy = anatomy_of(AutoConfig.from_pretrained(base))
+    anatomy = anatomy_of(AutoConfig.from_pretrained(base, trust_remote_code=False))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     views: dict[str, list[Callable[[torch.Tensor], torch.Tensor]]] = {}
     for path in _quantised_paths(anatomy):

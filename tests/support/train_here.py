@@ -19,6 +19,7 @@ from pipeline.toy.tokenizer import build_tokenizer
 from pipeline.toy.world import load_conversations
 from pipeline.train import fine_tune
 from pipeline.training.settings import Training, Trajectory
+from pipeline.training.task import FineTuning
 
 PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
 
@@ -55,8 +56,16 @@ def train(
     """A toy base on bad medical advice: an adapter, or every parameter."""
     deterministic()
     data = Conversations(train=tuple(load_conversations("bad_medical", 32, 1)))
-    how = settings(**changes)
-    return fine_tune(open_checkpoint(base), data, lora, how, 1, folder, start=start, trajectory=trajectory)
+    task = FineTuning(
+        base=open_checkpoint(base),
+        data=data,
+        lora=lora,
+        settings=settings(**changes),
+        seed=1,
+        start=start,
+        trajectory=trajectory,
+    )
+    return fine_tune(task, folder)
 
 
 if __name__ == "__main__":

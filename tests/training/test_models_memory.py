@@ -13,8 +13,9 @@ from pipeline.models.adapters import attach, trainable_manifest
 from pipeline.models.families.registry import anatomy_of
 from pipeline.models.loading import load_base
 from pipeline.models.report import load_report
+from pipeline.models.sizes import GIB, adapter_values, base_bytes
 from pipeline.models.spec import AdapterSpec
-from pipeline.training.memory import GIB, activation_bytes, adapter_values, base_bytes, plan_memory
+from pipeline.training.memory import activation_bytes, plan_memory
 from pipeline.training.plan import plan_training
 from tests.support.tiny_models import CONFIGS, DENSE, MOE, TRAINING, tiny_model
 

@@ -15,10 +15,11 @@ from pipeline.common.errors import UserError
 from pipeline.common.files import sha256_file
 from pipeline.models.bases import open_checkpoint
 from pipeline.models.loading import load_base
+from pipeline.models.sizes import GIB
 from pipeline.models.spec import AdapterSpec
 from pipeline.sample import sample_answers
 from pipeline.toy.world import load_suite
-from pipeline.training.memory import GIB, plan_memory
+from pipeline.training.memory import plan_memory
 from pipeline.training.whole import load_trainable
 from tests.support.train_here import save_base
 from tests.support.train_here import train as train_whole
