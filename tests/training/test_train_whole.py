@@ -72,8 +72,8 @@ def test_a_killed_run_ends_with_equal_weights(trained, architecture, tmp_path):
     """The experts' names in checkpoints are where transformers would resume without them."""
     folder, entry = trained[architecture]
     (tmp_path / "base").symlink_to(folder / "base")
-    command = [sys.executable, str(REPOSITORY / "tests" / "train_here.py"), "base", "run/seed-1"]
-    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests'}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.support.train_here", "base", "run/seed-1"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
         deadline = time.monotonic() + 180
