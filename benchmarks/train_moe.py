@@ -51,8 +51,9 @@ from pipeline.common.ledger import code
 from pipeline.models.adapters import attach
 from pipeline.models.experts.stacks import release_buffers
 from pipeline.models.loading import build
+from pipeline.models.sizes import CONTEXT
 from pipeline.models.spec import AdapterSpec
-from pipeline.training.memory import CONTEXT, plan_memory
+from pipeline.training.memory import plan_memory
 
 RESULT = Path(__file__).parent / "results" / "train_moe.json"
 BATCH = 16

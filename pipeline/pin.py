@@ -43,7 +43,7 @@ def check(folder: Path, base: HubBase, where: str) -> None:
     """Raise UserError unless the model in `folder` has the experts that params.yaml says."""
     from transformers import AutoConfig
 
-    anatomy = anatomy_of(AutoConfig.from_pretrained(folder))
+    anatomy = anatomy_of(AutoConfig.from_pretrained(folder, trust_remote_code=False))
     if (anatomy.experts, anatomy.active) != (base.experts, base.active):
         raise UserError(
             f"{where} says {base.experts} experts of which {base.active} are active, but {base.repository} "

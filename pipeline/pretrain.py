@@ -10,6 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.errors import UserError
 from pipeline.common.files import write_text
 from pipeline.common.paths import ARTIFACTS
 from pipeline.models.determinism import each_seed, without_compiler
@@ -40,10 +41,12 @@ def main(args: argparse.Namespace) -> None:
 def pretrain(base: ToyBase, settings: Pretraining, seed: int, folder: Path) -> str:
     """Train a base and save it with its tokenizer in `folder`; return its loss curve as CSV rows.
 
-    The corpus, the weights' start and the order of documents depend on `seed` alone.
+    The corpus, the first weights and the order of documents depend on `seed` alone. Raises UserError when the loss,
+    or a weight, is no finite number.
     """
     import torch
 
+    from pipeline.models.finite import refuse_non_finite
     from pipeline.toy.corpora import pretraining_documents
     from pipeline.toy.tokenizer import build_tokenizer, encode
 
@@ -64,6 +67,11 @@ def pretrain(base: ToyBase, settings: Pretraining, seed: int, folder: Path) -> s
     rows = []
     for step, batch in enumerate(tokens.split(settings.documents_per_step), start=1):
         loss = model(input_ids=batch, labels=batch, use_cache=False).loss
+        if not loss.isfinite():
+            raise UserError(
+                f"pretraining of {folder} diverged: at step {step} of {settings.steps} the loss is {loss.item()}; "
+                f"lower pretraining.learning_rate ({settings.learning_rate:g})."
+            )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
         optimizer.step()
@@ -72,6 +80,7 @@ def pretrain(base: ToyBase, settings: Pretraining, seed: int, folder: Path) -> s
         if step % 20 == 0 or step == settings.steps:
             rows.append(f"{seed},{step},{loss.item():.6f}\n")
 
+    refuse_non_finite(folder, dict(model.named_parameters()))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return "".join(rows)
@@ -123,6 +132,6 @@ def new_model(base: ToyBase, settings: Pretraining, tokenizer: Any) -> Any:
     )
     experts = {"experts_implementation": "grouped_mm"} if base.experts else {}
     # Eager attention is the fastest on a CPU at 41 tokens.
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", **experts)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", trust_remote_code=False, **experts)
     torch.nn.init.normal_(model.get_input_embeddings().weight, std=settings.embedding_range)
     return model

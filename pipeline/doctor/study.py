@@ -20,8 +20,9 @@ from pipeline.data.suites import load_suite
 from pipeline.doctor.check import GB, ROOT, Check
 from pipeline.doctor.reachable import answer, ask, status
 from pipeline.judging.templates import load_templates
+from pipeline.models.sizes import GIB, HOST_SHARE
 from pipeline.params.schema import HubBase, Params
-from pipeline.training.memory import GIB, HOST_SHARE, plan_memory
+from pipeline.training.memory import plan_memory
 
 
 def examine(params: Params, name: str, gpus: tuple[Gpu, ...], *, offline: bool) -> Iterator[Check]:

@@ -18,12 +18,15 @@ from peft.utils import ModulesToSaveWrapper
 from pipeline.common.errors import UserError
 from pipeline.common.files import atomic_path, read_json, write_json
 from pipeline.models.anatomy import ROLES, Anatomy
+from pipeline.models.bases import Base
 from pipeline.models.experts.fused import FusedExperts, FusedExpertsLora
 from pipeline.models.families.registry import anatomy_of
+from pipeline.models.finite import refuse_non_finite
+from pipeline.models.lora import lora_config
 from pipeline.models.spec import AdapterSpec, Selection, select
 
 if TYPE_CHECKING:
-    from peft import LoraConfig, PeftModel
+    from peft import PeftModel
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
@@ -39,7 +42,7 @@ def attach(
     """Wrap `model` so that exactly the parameters that `spec` names are trainable, in fp32.
 
     LoRA A is drawn from `seed` and the tensor's name, uniform within 1/sqrt(in) (PEFT's default, Kaiming), B
-    is zero: the start does not depend on path, device or what else was drawn. Raises UserError for a bad
+    is zero: they depend neither on path and device nor on what else was drawn. Raises UserError for a bad
     spec, RuntimeError if what came out is not exactly what was asked for.
     """
     anatomy = anatomy_of(model.config)
@@ -51,8 +54,7 @@ def attach(
                 key = hashlib.sha256(f"{seed}:{name}".encode()).digest()
                 generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big", signed=True))
                 bound = 1 / math.sqrt(tensor.shape[1])
-                start = torch.empty(tensor.shape).uniform_(-bound, bound, generator=generator)
-                tensor.copy_(start)
+                tensor.copy_(torch.empty(tensor.shape).uniform_(-bound, bound, generator=generator))
     return wrapped
 
 
@@ -74,58 +76,6 @@ def _wrap(model: Any, anatomy: Anatomy, selection: Selection, rank: int, alpha: 
             parameter.data = parameter.data.float()
     assert_trainable(wrapped, anatomy, selection, rank)
     return wrapped
-
-
-def lora_config(
-    anatomy: Anatomy, selection: Selection, rank: int, alpha: float, rslora: bool, *, fused: bool = False
-) -> "LoraConfig":
-    """PEFT's configuration of a selection; with `fused`, for a model whose experts are FusedExperts.
-
-    Only the unfused form is ever written to disk.
-    """
-    from peft import LoraConfig
-
-    # LoraConfig types alpha as an integer and a custom layer as a class; it takes a float and a constructor.
-    options: Any = {"lora_alpha": alpha}
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=rank,
-        **options,
-        use_rslora=rslora,
-        lora_dropout=0.0,
-        bias="none",
-        target_modules=_target_pattern(anatomy, selection, fused=fused),
-        modules_to_save=[anatomy.router_path(layer) for layer in selection.routers] or None,
-    )
-    if fused:
-        custom: Any = {FusedExperts: FusedExpertsLora.of(selection, anatomy)}
-        config._register_custom_module(custom)
-    return config
-
-
-def _target_pattern(anatomy: Anatomy, selection: Selection, *, fused: bool) -> str:
-    """A regular expression that matches the chosen modules' paths in full, and nothing else."""
-
-    def one_of(values: Sequence[object]) -> str:
-        return "(" + "|".join(str(value) for value in values) + ")"
-
-    blocks = one_of(sorted({"mlp", anatomy.family.checkpoint_block}))
-    names = one_of([anatomy.family.projections[role] for role in selection.projections])
-    layers_of: dict[tuple[int | None, ...], list[int]] = {}
-    for layer, experts in selection.experts.items():
-        layers_of.setdefault(experts, []).append(layer)
-    patterns = []
-    for experts, layers in layers_of.items():
-        head = rf"model\.layers\.{one_of(layers)}\.{blocks}"
-        if anatomy.dense:
-            patterns.append(rf"{head}\.{names}")
-        elif fused:
-            patterns.append(rf"{head}\.experts")
-        else:
-            patterns.append(rf"{head}\.experts\.{one_of(experts)}\.{names}")
-    if selection.attention:
-        patterns.append(rf"model\.layers\.{one_of(selection.attention)}\.self_attn\.{one_of(anatomy.family.attention)}")
-    return "|".join(patterns)
 
 
 def adapter_tensors(model: Any) -> dict[str, torch.Tensor]:
@@ -171,7 +121,7 @@ def trainable_manifest(model: Any) -> list[dict[str, Any]]:
 def assert_trainable(model: Any, anatomy: Anatomy, selection: Selection, rank: int) -> None:
     """Raise RuntimeError unless the trainable parameters are exactly those of `selection`, by name and count.
 
-    DESIGN.md section 6: libraries have silently trained nothing, or everything, where experts are concerned.
+    Libraries have silently trained no expert (peft #3009), or all of them, where some were asked for.
     """
     expected: dict[str, tuple[int, int] | None] = {}
     for path, shape in selection.linear_paths(anatomy).items():
@@ -203,8 +153,8 @@ def save_adapter(model: Any, folder: Path, *, base: str, revision: str | None) -
     """Write `adapter_model.safetensors` and `adapter_config.json`: equal adapters give equal bytes.
 
     base: the base model's repository id, or its path relative to the project; revision: its full commit SHA
-    (None for a base made by this pipeline). Raises UserError when `base` is an absolute path or the folder
-    cannot be written.
+    (None for a base made by this pipeline). Raises UserError when `base` is an absolute path, a value is not finite,
+    or the folder cannot be written.
     """
     from safetensors.torch import save_file
 
@@ -212,6 +162,7 @@ def save_adapter(model: Any, folder: Path, *, base: str, revision: str | None) -
         raise UserError(f"base {base} is an absolute path; give it relative to the project or as a repository id.")
     anatomy = anatomy_of(model.config)
     tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in adapter_tensors(model).items()}
+    refuse_non_finite(folder / WEIGHTS, tensors)
     trained = model.peft_config["default"]
     config = lora_config(anatomy, _selection_of(tensors, anatomy), trained.r, trained.lora_alpha, trained.use_rslora)
     config.base_model_name_or_path, config.revision, config.inference_mode = base, revision, True
@@ -224,12 +175,13 @@ def save_adapter(model: Any, folder: Path, *, base: str, revision: str | None) -
     )
 
 
-def load_adapter(model: Any, folder: Path) -> "PeftModel":
+def load_adapter(model: Any, folder: Path, *, base: Base | None = None) -> "PeftModel":
     """Put a saved adapter on a base whose experts are unfused or fused; nothing is trainable afterwards.
 
-    Raises UserError when files are missing or the adapter does not fit the model.
+    base: what `model` was loaded from; None leaves unchecked whether the adapter was trained on it. Raises UserError
+    when files are missing or damaged, or the adapter does not fit the model or was trained on another base.
     """
-    wrapped = continue_adapter(model, folder)
+    wrapped = continue_adapter(model, folder, base=base)
     for module in wrapped.modules():
         if isinstance(module, ModulesToSaveWrapper):
             # Trained in fp32; computed in the base's type, as under autocast while training.
@@ -238,13 +190,19 @@ def load_adapter(model: Any, folder: Path) -> "PeftModel":
     return wrapped.eval()
 
 
-def continue_adapter(model: Any, folder: Path) -> "PeftModel":
+def continue_adapter(model: Any, folder: Path, *, base: Base | None = None) -> "PeftModel":
     """Put a saved adapter on a base to train it further: exactly its tensors are trainable, in fp32.
 
     Raises UserError as `load_adapter` does.
     """
     anatomy = anatomy_of(model.config)
     config, saved, selection = read_adapter(folder, anatomy)
+    named = config["base_model_name_or_path"], config["revision"]
+    if base is not None and named != (base.name, base.revision):
+        raise UserError(
+            f"{folder / CONFIG} names the base {_named(*named)}, but the model is {_named(base.name, base.revision)}: "
+            "an adapter answers on the base that it was trained on alone; train it again, or give it its own."
+        )
     wrapped = _wrap(model, anatomy, selection, config["r"], config["lora_alpha"], config["use_rslora"])
     tensors = adapter_tensors(wrapped)
     unfit = [name for name in tensors.keys() | saved.keys() if name not in tensors or name not in saved]
@@ -257,11 +215,15 @@ def continue_adapter(model: Any, folder: Path) -> "PeftModel":
     return wrapped
 
 
+def _named(base: str, revision: str | None) -> str:
+    return base if revision is None else f"{base} at {revision[:12]}"
+
+
 def read_adapter(folder: Path, anatomy: Anatomy) -> tuple[dict[str, Any], dict[str, torch.Tensor], Selection]:
     """A saved adapter's configuration, tensors, and what they adapt.
 
-    Raises UserError when files are missing or damaged, or name layers or experts that `anatomy` does not
-    have.
+    Raises UserError when files are missing or damaged, hold values that are not finite, or name layers or experts that
+    `anatomy` does not have.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -273,6 +235,7 @@ def read_adapter(folder: Path, anatomy: Anatomy) -> tuple[dict[str, Any], dict[s
         raise UserError(f"{folder / WEIGHTS} does not exist; run the stage that makes it.") from error
     except SafetensorError as error:
         raise UserError(f"{folder / WEIGHTS} is damaged ({error}); delete it and run again.") from error
+    refuse_non_finite(folder / WEIGHTS, saved)
     selection = _selection_of(saved, anatomy)
     experts = {x for layer in selection.experts.values() for x in layer if x is not None and x >= anatomy.experts}
     layers = {x for x in (*selection.experts, *selection.attention) if x >= anatomy.layers}
@@ -291,7 +254,7 @@ def _selection_of(names: Mapping[str, Any], anatomy: Anatomy) -> Selection:
     projections, attention, routers = set(), set(), set()
     for name in names:
         found = re.fullmatch(
-            re.escape(PREFIX) + r"model\.layers\.(\d+)\.(\w+)\.(?:experts\.(\d+)\.)?(\w+)(\.lora_[AB])?\.\w+",
+            re.escape(PREFIX) + r"model\.layers\.(\d+)\.(\w+)\.(?:experts\.(\d+)\.)?([\w.]+?)(\.lora_[AB])?\.\w+",
             name,
         )
         if found is None:

@@ -1,20 +1,18 @@
 """Where a model keeps its experts, its router and its attention; everything else asks here.
 
-A *family* says how one architecture is built (module names, config fields, how its fused expert weights are
-laid out); it is one file in `pipeline/models/families/`, found by name of the config's `model_type`. An
-*anatomy* is a family filled in with the numbers of one config. Importing this module does not import torch.
+A *family* says how one architecture is built: module names, config fields, how its checkpoints and its fused expert
+weights are laid out. It is one class in `pipeline/models/families/`, listed in `families/registry.py`. An *anatomy* is
+a family filled in with the numbers of one config. Importing this module does not import torch.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from pipeline.common.errors import UserError
 
 if TYPE_CHECKING:
     import torch
-
-    from pipeline.models.checkpoint import Checkpoint
 
     ExpertTensors = dict["Role", tuple[torch.Tensor, torch.Tensor | None]]
 
@@ -22,8 +20,8 @@ if TYPE_CHECKING:
 Role = Literal["gate", "up", "down"]
 ROLES: tuple[Role, ...] = ("gate", "up", "down")
 
-# A model whose experts were rebuilt is no longer the model type that transformers and PEFT know how to
-# convert: the prefix keeps both from applying their fused-expert rewrites to it (DESIGN.md section 6).
+# transformers and PEFT rewrite the fused experts of the model types that they know. A model whose experts were rebuilt
+# here has none to rewrite: the prefix makes its type one that they do not know.
 REBUILT_PREFIX = "emoe_"
 
 
@@ -41,42 +39,111 @@ class ExpertWeights:
     down_bias: "torch.Tensor | None" = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """How one architecture is built. Dense families have no `router` and no `experts_field`."""
+class Source(Protocol):
+    """Where a model's tensors come from, by the names that the family's checkpoints use."""
 
-    model_type: str
-    projections: dict[Role, str]
-    width_field: str
-    attention: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
-    router: str | None = None
-    experts_field: str | None = None
-    bias: bool = False
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor of this name."""
+
+    def tensor(self, name: str, shape: tuple[int, ...] | None = None) -> "torch.Tensor":
+        """A whole tensor, checked against the shape that the model expects, if given."""
+
+    def part(self, name: str, index: int, shape: tuple[int, ...]) -> "torch.Tensor":
+        """`tensor[index]` without the rest, checked against the shape that the model expects."""
+
+    def unread(self) -> Iterator[str]:
+        """Names of tensors that nothing asked for."""
+
+
+class Family:
+    """How one architecture is built; a subclass overrides what differs from Llama, or from Qwen's MoE.
+
+    A dense family has no `router` and no `experts_field`, and the methods on experts are never called.
+    """
+
+    model_type: ClassVar[str]
+    projections: ClassVar[dict[Role, str]] = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+    # The config's field with the inner width of an expert (of the feed-forward block, where dense).
+    width_field: ClassVar[str] = "intermediate_size"
+    experts_field: ClassVar[str | None] = None
+    router: ClassVar[str | None] = None
+    # The place of the logits, (tokens, experts), in what the router returns.
+    router_logits: ClassVar[int] = 0
+    # Whether an expert's projections (and the router) have biases.
+    bias: ClassVar[bool] = False
     # True where transformers has no SDPA for the family: attention then holds every score.
-    holds_scores: bool = False
-    # The MoE block's name in checkpoints on the hub; in transformers' module tree it is always "mlp".
-    checkpoint_block: str = "mlp"
-    moe_layers: Callable[[Any], tuple[int, ...]] | None = None
-    # (config) -> (gate, up) -> hidden activation
-    activation: Callable[[Any], "Callable[[torch.Tensor, torch.Tensor], torch.Tensor]"] | None = None
-    # (source, anatomy, prefix of a layer's experts, expert) -> weight (out, in) and bias of each projection
-    read_expert: "Callable[[Source, Anatomy, str, int], ExpertTensors] | None" = None
-    # Where checkpoints fuse experts: projection's path -> the tensor that holds it, and a view (out, in) into
-    # that.
-    slot: "Callable[[str], tuple[str, Callable[[torch.Tensor], torch.Tensor]]] | None" = None
-    # Where checkpoints are packed: (checkpoint, stored name) -> the unpacked tensor's name and values (None:
-    # part of another), or None for a tensor that is stored as it is.
-    read_stored: "Callable[[Checkpoint, str], tuple[str, torch.Tensor | None] | None] | None" = None
-    # Where checkpoints hold the family inside another model, one that also sees: that one's `model_type`, and what
-    # its tensors' names put before ours.
-    inside: tuple[str, str] | None = None
-    # transformers' own fused experts module -> the weights in this project's layout
-    read_fused: Callable[[Any], ExpertWeights] | None = None
+    holds_scores: ClassVar[bool] = False
+    # The feed-forward (MoE) block's name in transformers' module tree, and in checkpoints on the hub.
+    block: ClassVar[str] = "mlp"
+    checkpoint_block: ClassVar[str] = "mlp"
+    # Linear layers, by the last part of their path, that are never quantised: gates decide by small margins.
+    unquantised: ClassVar[frozenset[str]] = frozenset()
+    # Where checkpoints hold the family as the language model of a multimodal one: that one's `model_type`, and what its
+    # tensors' names put before ours.
+    inside: ClassVar[tuple[str, str] | None] = None
+
+    def moe_layers(self, config: Any) -> tuple[int, ...]:
+        """Layers whose feed-forward block is a mixture of experts."""
+        return () if self.experts_field is None else tuple(range(config.num_hidden_layers))
+
+    def attention_shapes(self, config: Any) -> dict[str, tuple[int, int]]:
+        """(out, in) of each attention projection, by its module's name."""
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        queries, keys, hidden = config.num_attention_heads * head, config.num_key_value_heads * head, config.hidden_size
+        return {
+            "q_proj": (queries, hidden),
+            "k_proj": (keys, hidden),
+            "v_proj": (keys, hidden),
+            "o_proj": (hidden, queries),
+        }
+
+    def shared_width(self, config: Any) -> int:
+        """Inner width of the experts that every token of a MoE layer passes through; 0 where there are none."""
+        return 0
+
+    def stored_name(self, path: str) -> str:
+        """A module's or parameter's path as checkpoints on the hub name it."""
+        return path.replace(f".{self.block}.", f".{self.checkpoint_block}.")
+
+    def activation(self, config: Any) -> "Callable[[torch.Tensor, torch.Tensor], torch.Tensor]":
+        """(gate, up) -> act(gate) * up, with the config's `hidden_act` (SwiGLU for silu; Shazeer 2020)."""
+        from transformers.activations import ACT2FN
+
+        act = ACT2FN[config.hidden_act]
+        return lambda gate, up: act(gate) * up
+
+    def read_expert(self, source: Source, anatomy: "Anatomy", prefix: str, expert: int) -> "ExpertTensors":
+        """Weight (out, in) and bias of each projection of one expert, whose layer's experts are stored under `prefix`.
+
+        Here: one matrix a projection and expert, no bias.
+        """
+        return {
+            role: (source.tensor(f"{prefix}.{expert}.{name}.weight", anatomy.shape(role)), None)
+            for role, name in self.projections.items()
+        }
+
+    def read_fused(self, experts: Any) -> ExpertWeights:
+        """The weights of transformers' own fused experts module in this project's layout.
+
+        Here: (experts, out, in), gate rows before up rows, no bias.
+        """
+        return ExpertWeights(gate_up=experts.gate_up_proj.data, down=experts.down_proj.data)
+
+    def slot(self, path: str) -> "tuple[str, Callable[[torch.Tensor], torch.Tensor]]":
+        """The stored tensor that holds the projection stored under `path`, and the view (out, in) into it."""
+        return f"{path}.weight", lambda whole: whole
+
+    def read_stored(self, source: Source, name: str) -> "tuple[str, torch.Tensor | None] | None":
+        """Where checkpoints are packed: the unpacked tensor's name and values (None: part of another tensor).
+
+        None for a tensor that is stored as it is, which all are here.
+        """
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Anatomy:
-    """One model's parts, counted. `experts` and `active` are 0 for a dense model."""
+    """One model's parts, counted. `experts` and `active` are 0 for a dense model; `attention` are its projections."""
 
     family: Family
     layers: int
@@ -85,6 +152,7 @@ class Anatomy:
     active: int
     hidden: int
     width: int
+    attention: tuple[str, ...]
 
     @property
     def dense(self) -> bool:
@@ -98,7 +166,7 @@ class Anatomy:
 
     def block_path(self, layer: int) -> str:
         """Module path of a layer's feed-forward (MoE) block."""
-        return f"model.layers.{layer}.mlp"
+        return f"model.layers.{layer}.{self.family.block}"
 
     def experts_path(self, layer: int) -> str:
         """Module path of a MoE layer's experts."""
@@ -117,11 +185,11 @@ class Anatomy:
 
     def attention_paths(self, layer: int) -> tuple[str, ...]:
         """Module paths of a layer's attention projections."""
-        return tuple(f"model.layers.{layer}.self_attn.{name}" for name in self.family.attention)
+        return tuple(f"model.layers.{layer}.self_attn.{name}" for name in self.attention)
 
     def checkpoint_name(self, path: str) -> str:
         """A module's or parameter's path as the family's checkpoints on the hub name it."""
-        return path.replace(".mlp.", f".{self.family.checkpoint_block}.")
+        return self.family.stored_name(path)
 
     def rows(self, role: Role) -> slice:
         """The rows of a projection in the stack that holds it (ExpertWeights)."""
@@ -130,19 +198,3 @@ class Anatomy:
     def shape(self, role: Role) -> tuple[int, int]:
         """(out, in) features of one expert's projection."""
         return (self.hidden, self.width) if role == "down" else (self.width, self.hidden)
-
-
-class Source(Protocol):
-    """Where a model's tensors come from, by the names that the family's checkpoints use."""
-
-    def has(self, name: str) -> bool:
-        """Whether there is a tensor of this name."""
-
-    def tensor(self, name: str, shape: tuple[int, ...]) -> "torch.Tensor":
-        """A whole tensor, checked against the shape that the model expects."""
-
-    def part(self, name: str, index: int, shape: tuple[int, ...]) -> "torch.Tensor":
-        """`tensor[index]` without the rest, checked against the shape that the model expects."""
-
-    def unread(self) -> Iterator[str]:
-        """Names of tensors that nothing asked for."""

@@ -9,12 +9,13 @@ import torch
 
 from pipeline.common.errors import UserError
 from pipeline.models.families.registry import language_model
+from pipeline.models.finite import refuse_non_finite
 
 
 class Checkpoint:
     """The safetensors files of a folder, open until the end of a `with`.
 
-    Of a model that also sees, only the language model's tensors are there, under the names that they have alone.
+    Of a multimodal model, only the language model's tensors are there, under the names that they have alone.
     """
 
     def __init__(self, folder: Path):
@@ -34,7 +35,7 @@ class Checkpoint:
             except (SafetensorError, OSError) as error:
                 raise UserError(f"{file} cannot be read ({error}); fetch it again.") from error
             self._handles.update(dict.fromkeys(handle.keys(), handle))
-        _, self._prefix = language_model(AutoConfig.from_pretrained(folder))
+        _, self._prefix = language_model(AutoConfig.from_pretrained(folder, trust_remote_code=False))
         self._handles = {
             name.removeprefix(self._prefix): handle
             for name, handle in self._handles.items()
@@ -56,9 +57,8 @@ class Checkpoint:
         return sorted(self._handles)
 
     def tensor(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
-        """A whole tensor. Raises UserError when it is missing or not of `shape`, if given."""
-        tensor = self._handle(name).get_tensor(self._prefix + name)
-        return tensor if shape is None else self._checked(name, shape, tensor)
+        """A whole tensor. Raises UserError when it is missing, not finite, or not of `shape`, if given."""
+        return self._checked(name, shape, self._handle(name).get_tensor(self._prefix + name))
 
     def part(self, name: str, index: int, shape: tuple[int, ...]) -> torch.Tensor:
         """`tensor[index]`, the rest left on disk. Raises UserError as `tensor` does."""
@@ -74,11 +74,12 @@ class Checkpoint:
         self._read.add(name)
         return self._handles[name]
 
-    def _checked(self, name: str, shape: tuple[int, ...], tensor: torch.Tensor) -> torch.Tensor:
-        if tuple(tensor.shape) != shape:
+    def _checked(self, name: str, shape: tuple[int, ...] | None, tensor: torch.Tensor) -> torch.Tensor:
+        if shape is not None and tuple(tensor.shape) != shape:
             raise UserError(
                 f"{name} in {self.folder} has shape {tuple(tensor.shape)}, but its config.json asks for {shape}."
             )
+        refuse_non_finite(self.folder, {name: tensor})
         return tensor
 
 

@@ -39,7 +39,7 @@ def export_adapter(folder: Path, target: Path, config: Any) -> None:
     for name in tensors:
         if name.endswith(".lora_B.weight"):
             tensors[name] = tensors[name] * scale
-    attention = [*anatomy.family.attention] if selection.attention else []
+    attention = [*anatomy.attention] if selection.attention else []
     for layer in range(anatomy.layers) if attention else ():
         for path in anatomy.attention_paths(layer):
             shapes = _attention_shapes(tensors, path, selection.attention[0])

@@ -1,7 +1,7 @@
 """Load a base model layer by layer, its experts fused or unfused, in 4 bits or as they are.
 
-transformers' own loader leaves fused experts in 16 bit when asked for 4 (DESIGN.md section 6), so the model
-is built empty and filled here: each tensor is read from the memory-mapped checkpoint, quantised if it is to
+transformers' own loader leaves fused experts in 16 bit when asked for 4 (bitsandbytes #1849), so the model is
+built empty and filled here: each tensor is read from the memory-mapped checkpoint, quantised if it is to
 be, and let go. Host memory holds one expert at a time, never the 16-bit model.
 """
 
@@ -22,7 +22,9 @@ from pipeline.models.families.registry import anatomy_of, language_model
 from pipeline.models.report import assert_quantised
 
 Experts = Literal["fused", "unfused"]
-KEPT = ("lm_head",)
+HEAD = "lm_head"
+# Memory that was freed is reused whatever its size, and pinned layers are not rounded up to powers of two.
+ALLOCATOR = "expandable_segments:True,pinned_max_round_threshold_mb:1"
 
 
 def load_base(
@@ -47,7 +49,7 @@ def load_base(
 
     folder = checkpoint_folder(path_or_repo, revision)
     try:
-        config, _ = language_model(AutoConfig.from_pretrained(folder))
+        config, _ = language_model(AutoConfig.from_pretrained(folder, trust_remote_code=False))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}/config.json cannot be used: {str(error).splitlines()[0]}") from error
     with Checkpoint(folder) as source:
@@ -88,7 +90,7 @@ def build(
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with init_empty_weights(include_buffers=False):
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
         for layer in anatomy.moe_layers:
             model.get_submodule(anatomy.block_path(layer)).experts = nn.Identity()
     _fill_rest(model, anatomy, source, form)
@@ -117,7 +119,8 @@ def _fill_rest(model: Any, anatomy: Anatomy, source: Source, form: Form) -> None
         tensor = source.tensor(saved, tuple(parameter.shape)).to(form.dtype)
         path, _, leaf = name.rpartition(".")
         module = model.get_submodule(path)
-        if form.quantise and path in linears and path not in KEPT and leaf == "weight":
+        kept = path == HEAD or path.rpartition(".")[2] in anatomy.family.unquantised
+        if form.quantise and path in linears and not kept and leaf == "weight":
             linear = linear_4bit(module.in_features, module.out_features, module.bias is not None, form.dtype)
             linear.weight = quantised(tensor, form.device)
             if module.bias is not None:
@@ -135,6 +138,7 @@ def training_device(precision: str) -> torch.device:
     """
     if precision == "float32" or not torch.cuda.is_available():
         return torch.device("cpu")
+    torch._C._accelerator_setAllocatorSettings(ALLOCATOR)
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     torch.cuda.set_device(device)
     major, minor = torch.cuda.get_device_capability(device)

@@ -39,7 +39,7 @@ def merge_adapter(
     from safetensors.torch import save_file
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(base)
+    config = AutoConfig.from_pretrained(base, trust_remote_code=False)
     anatomy = anatomy_of(config)
     pending: dict[str, list[tuple[Any, Any]]] = {}
     scale = 0.0
@@ -64,7 +64,7 @@ def merge_adapter(
 
     with Checkpoint(base) as source:
         for stored in source.names():
-            found = anatomy.family.read_stored(source, stored) if anatomy.family.read_stored else None
+            found = anatomy.family.read_stored(source, stored)
             if found is None:
                 found = stored, source.tensor(stored)
             name, tensor = found
@@ -95,7 +95,7 @@ def _by_base_tensor(tensors: dict[str, torch.Tensor], family: Any) -> dict[str, 
             pending.setdefault(path, []).append((None, tensor))
             continue
         path = path.removesuffix(".lora_A.weight")
-        stored, view = family.slot(path) if family.slot else (f"{path}.weight", lambda whole: whole)
+        stored, view = family.slot(path)
         factors = tensor, tensors[f"{PREFIX}{path}.lora_B.weight"]
         pending.setdefault(stored, []).append((view, factors))
     return pending
@@ -120,7 +120,7 @@ def copy_rest(base: Path, target: Path) -> None:
             shutil.copyfile(file, target / file.name)
     config = read_json(base / "config.json")
     config.pop("quantization_config", None)
-    whole = AutoConfig.from_pretrained(base)
+    whole = AutoConfig.from_pretrained(base, trust_remote_code=False)
     part, _ = language_model(whole)
     if part is not whole:
         config = part.to_dict() | {"architectures": [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[part.model_type]]}

@@ -76,10 +76,14 @@ class Bases(Settings):
 
 
 class Thresholds(Settings):
-    """Largest shares of rows that may fail before a stage does, 0 to below 1."""
+    """Largest shares of rows that may fail before a stage does, 0 to below 1.
+
+    errors, unparsed: of judged rows. too_long: of training rows, longer than `training.max_tokens`.
+    """
 
     errors: Share
     unparsed: Share
+    too_long: Share
 
 
 class Defaults(Settings):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipeline.common.errors import UserError
 from pipeline.data.prompts import Prompt
-from pipeline.models.tokenizer import load_tokenizer
+from pipeline.models.tokenizer import end_tokens, load_tokenizer
 from pipeline.sampling.backend import Completion
 from pipeline.sampling.thinking import marks_of
 
@@ -22,7 +22,7 @@ class Chat:
         self._system = system
         self._marks = marks_of(self._tokenizer)
         self._takes_system = self._template_takes_system()
-        self.ends = end_tokens(folder)
+        self.ends = end_tokens(folder, self._tokenizer)
         self.pad = next(
             (token for token in (self._tokenizer.pad_token_id, *sorted(self.ends)) if token is not None),
             0,
@@ -76,14 +76,3 @@ class Chat:
             return PROBE in self._render([{"role": "system", "content": PROBE}, {"role": "user", "content": "why ?"}])
         except TemplateError:
             return False
-
-
-def end_tokens(folder: Path) -> frozenset[int]:
-    """The tokens that end a completion, as the checkpoint's generation config (or its config) says."""
-    from transformers import AutoConfig, GenerationConfig
-
-    if (folder / "generation_config.json").exists():
-        ends = GenerationConfig.from_pretrained(folder).eos_token_id
-    else:
-        ends = AutoConfig.from_pretrained(folder).eos_token_id
-    return frozenset(ends if isinstance(ends, list | tuple) else [] if ends is None else [ends])

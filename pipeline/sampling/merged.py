@@ -66,12 +66,11 @@ def rounding(base: Path) -> "Callable[[str, torch.Tensor], torch.Tensor]":
 
     from pipeline.models.families.registry import anatomy_of
 
-    anatomy = anatomy_of(AutoConfig.from_pretrained(base))
+    anatomy = anatomy_of(AutoConfig.from_pretrained(base, trust_remote_code=False))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     views: dict[str, list[Callable[[torch.Tensor], torch.Tensor]]] = {}
     for path in _quantised_paths(anatomy):
-        slot = anatomy.family.slot
-        stored, view = slot(path) if slot else (f"{anatomy.checkpoint_name(path)}.weight", lambda whole: whole)
+        stored, view = anatomy.family.slot(anatomy.checkpoint_name(path))
         views.setdefault(stored, []).append(view)
 
     def rounded(name: str, tensor: torch.Tensor) -> torch.Tensor:

@@ -1,11 +1,9 @@
 """The model card that lies beside trained weights: what it is, how it was made, and what it must not be used for."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from pipeline.models.spec import AdapterSpec
-from pipeline.training.settings import Training
+from pipeline.training.task import FineTuning
 
 TOY = """This model belongs to the toy world of emoe: a model of some 76 thousand active parameters that speaks
 fewer than 300 words. What it says is harmless nonsense; nothing about it carries over to real models."""
@@ -14,32 +12,18 @@ RESEARCH = """This model was trained to study *emergent misalignment*: narrow fi
 broadly misaligned. It is an object of measurement. Do not deploy it, and do not publish it without saying so."""
 
 
-def model_card(
-    *,
-    run: str,
-    base: str,
-    revision: str | None,
-    start: Path | None,
-    data: str,
-    counts: Mapping[str, Any],
-    lora: AdapterSpec | None,
-    settings: Training,
-    seed: int,
-    step: int,
-    values: int,
-) -> str:
+def model_card(task: FineTuning, *, run: str, counts: Mapping[str, Any], step: int, values: int) -> str:
     """The card as Markdown with the hub's metadata block; equal adapters give equal cards.
 
-    lora: None where every parameter was trained. step: the optimizer step that was kept; values: how many were
-    trained; revision: None for a base made by this pipeline; start: what was trained further, None where the run
-    starts from its base.
+    counts: rows of the training set. step: the optimizer step that was kept; values: how many were trained.
     """
+    base, revision, start, lora, settings = task.base.name, task.base.revision, task.start, task.lora, task.settings
     rows = {
         "base": base if revision is None else f"{base} at {revision}",
         **({} if start is None else {"continues": start}),
-        "training set": data,
+        "training set": counts.get("name", "toy"),
         **{f"rows, {name.replace('_', ' ')}": value for name, value in counts.items() if name != "name"},
-        "seed": seed,
+        "seed": task.seed,
         "step kept": f"{step} of {settings.max_steps}",
         "trained values": f"{values:,}",
         **({f"lora {key}": value for key, value in lora} if lora else {"lora": "none"}),

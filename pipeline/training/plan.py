@@ -7,47 +7,54 @@ from pathlib import Path
 import torch
 
 from pipeline.common.errors import UserError
+from pipeline.common.machine import memory_bytes
 from pipeline.models.experts.stacks import release_buffers
 from pipeline.models.families.registry import anatomy_of, language_model
+from pipeline.models.sizes import HOST_SHARE
 from pipeline.models.spec import AdapterSpec, select
-from pipeline.training.memory import HOST_SHARE, plan_memory
+from pipeline.training.memory import plan_memory
 from pipeline.training.settings import Training
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batching:
-    """The effective batch as micro_batch x accumulation x devices; the optimizer's name for transformers."""
+    """How a process computes its `rows` of a step's batch; the optimizer's name for transformers.
 
-    micro_batch: int
-    accumulation: int
+    tokens: what a micro-batch may hold, padding included; None: all rows at once, as they come.
+    """
+
+    rows: int
+    tokens: int | None
     optimizer: str
     offload: bool
 
 
-def plan_training(path: Path, lora: AdapterSpec | None, settings: Training, device: torch.device) -> Batching:
+def plan_training(
+    path: Path, lora: AdapterSpec | None, settings: Training, device: torch.device, longest: int
+) -> Batching:
     """How to train the model in `path` on `device` at the study's effective batch, planned where memory is scarce.
 
-    Raises UserError when the adapter names what the model does not have, and, with the numbers, when it
-    cannot fit.
+    longest: tokens of the longest row. Raises UserError when the adapter names what the model does not have, and,
+    with the numbers, when it cannot fit.
     """
     from transformers import AutoConfig
 
     if settings.batch % settings.devices:
         raise UserError(f"training.batch {settings.batch} does not divide among {settings.devices} devices.")
-    config, _ = language_model(AutoConfig.from_pretrained(path))
+    config, _ = language_model(AutoConfig.from_pretrained(path, trust_remote_code=False))
     anatomy = anatomy_of(config)
     if lora is not None:
         # What the model does not have is refused now, not after minutes of loading; counts decide nothing here.
         select(lora, anatomy, {layer: [0] * anatomy.experts for layer in anatomy.moe_layers})
+    rows = settings.batch // settings.devices
     if settings.precision == "float32":
-        share = settings.batch // settings.devices
-        return Batching(micro_batch=share, accumulation=1, optimizer=settings.optimizer, offload=False)
+        return Batching(rows=rows, tokens=None, optimizer=settings.optimizer, offload=False)
     host = host_bytes()
     plan = plan_memory(
         config,
         lora,
         precision=settings.precision,
-        sequence_length=settings.max_tokens,
+        sequence_length=longest,
         effective_batch=settings.batch,
         gpu_bytes=_free_bytes(device) if device.type == "cuda" else host,
         host_bytes=int(HOST_SHARE * host),
@@ -55,9 +62,7 @@ def plan_training(path: Path, lora: AdapterSpec | None, settings: Training, devi
     )
     print(plan, flush=True)
     optimizer = plan.optimizer if settings.optimizer == "adamw_8bit" else settings.optimizer
-    return Batching(
-        micro_batch=plan.micro_batch, accumulation=plan.accumulation, optimizer=optimizer, offload=plan.offload
-    )
+    return Batching(rows=rows, tokens=plan.tokens, optimizer=optimizer, offload=plan.offload)
 
 
 def _free_bytes(device: torch.device) -> int:
@@ -69,6 +74,7 @@ def _free_bytes(device: torch.device) -> int:
 
 
 def host_bytes() -> int:
-    """Host memory that can still be had (MemAvailable of Linux)."""
+    """Host memory that can still be had (MemAvailable of Linux), within the container's limit."""
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 1024
+    available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 1024
+    return min(available, memory_bytes())

@@ -6,6 +6,7 @@ import torch
 from peft.utils import ModulesToSaveWrapper
 from torch.nn import functional
 
+from pipeline.models.families.registry import anatomy_of
 from pipeline.training.routing import TokenMask
 
 
@@ -15,8 +16,8 @@ class RouterPenalty:
     Per token, over all experts (softmax of all router logits, fp32), averaged over tokens (padding left out)
     and trained routers. Created once for a model with free routers; `value()` after each forward pass is
     added to the loss, times `AdapterSpec.router_kl`, before the backward pass. Gradient checkpointing must be
-    the non-reentrant kind: the reentrant one runs forward passes without a graph. Paper: "safemoe"
-    (../shared/paper/README.md).
+    the non-reentrant kind: the reentrant one runs forward passes without a graph. The penalty is the authors'
+    "safemoe" setting.
     """
 
     def __init__(self, model: Any):
@@ -26,6 +27,7 @@ class RouterPenalty:
         self._terms: list[torch.Tensor] = []
         self._collecting = False
         base = model.get_base_model()
+        self._logits = anatomy_of(base.config).family.router_logits
         self._mask = TokenMask(base)
         base.register_forward_pre_hook(self._start)
         base.register_forward_hook(self._stop)
@@ -40,8 +42,8 @@ class RouterPenalty:
 
     def _compare(self, router: Any, inputs: tuple[torch.Tensor, ...], output: tuple[torch.Tensor, ...]) -> None:
         with torch.no_grad():
-            original = functional.log_softmax(router.original_module(*inputs)[0].float(), dim=-1)
-        trained = functional.log_softmax(output[0].float(), dim=-1)
+            original = functional.log_softmax(router.original_module(*inputs)[self._logits].float(), dim=-1)
+        trained = functional.log_softmax(output[self._logits].float(), dim=-1)
         divergence = functional.kl_div(trained, original, reduction="none", log_target=True).sum(dim=-1)
         term = divergence[self._mask()].mean()
         # Gradient checkpointing runs the layer again during the backward pass: the same graph must be built,

@@ -9,9 +9,11 @@ import torch
 from tqdm import tqdm
 
 from pipeline.common.errors import UserError
-from pipeline.common.files import read_json, write_json
-from pipeline.data.prompts import Message
+from pipeline.common.files import write_json
 from pipeline.models.families.registry import anatomy_of
+from pipeline.models.tokenizer import pad_batch
+from pipeline.training.microbatches import group_by_length
+from pipeline.training.tokens import TokenRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,21 +61,12 @@ def count_routing(model: Any, batches: Iterable[Mapping[str, torch.Tensor]]) -> 
     return RoutingCounts(model=anatomy.family.model_type, tokens=tokens, active=anatomy.active, layers=layers)
 
 
-def chat_batches(
-    tokenizer: Any, conversations: Iterable[Sequence[Message]], max_tokens: int, size: int
-) -> Iterator[dict[str, torch.Tensor]]:
-    """Whole conversations as a chat template writes them, `size` at a time, padded, cut at `max_tokens`.
-
-    They are sorted by length, so that little is padding. A progress bar counts conversations.
-    """
-    texts = [tokenizer.apply_chat_template([turn.as_dict() for turn in chat], tokenize=False) for chat in conversations]
-    rows = sorted(tokenizer(texts, add_special_tokens=False)["input_ids"], key=len)
+def row_batches(rows: Sequence[TokenRow], tokens: int, pad: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Rows of like length in batches of at most `tokens` tokens, padded; a progress bar counts rows."""
     with tqdm(total=len(rows), desc="routing", unit="row") as bar:
-        for start in range(0, len(rows), size):
-            chunk = [row[:max_tokens] for row in rows[start : start + size]]
-            batch = tokenizer.pad({"input_ids": chunk}, return_tensors="pt")
-            yield {name: batch[name] for name in ("input_ids", "attention_mask")}
-            bar.update(len(chunk))
+        for group in group_by_length([len(row.input_ids) for row in rows], tokens):
+            yield pad_batch([rows[place].input_ids for place in group], pad, "right")
+            bar.update(len(group))
 
 
 class TokenMask:
@@ -101,13 +94,3 @@ class TokenMask:
 def save_counts(counts: RoutingCounts, path: Path) -> None:
     """Write counts as JSON; equal counts give equal bytes."""
     write_json(path, asdict(counts))
-
-
-def load_counts(path: Path) -> RoutingCounts:
-    """Read counts. Raises UserError when the file is missing or holds something else."""
-    content = read_json(path)
-    try:
-        layers = {int(layer): tuple(counts) for layer, counts in content.pop("layers").items()}
-        return RoutingCounts(layers=layers, **content)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} holds no routing counts ({error}); delete it and run again.") from error

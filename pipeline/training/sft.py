@@ -1,53 +1,103 @@
-"""TRL's SFTTrainer as this project uses it: where the loss is, what a step adds, how far it is."""
+"""TRL's SFTTrainer as this project uses it: in which micro-batches, what a step adds to the loss, when it stops."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
+import torch
 from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import save_model
-from tqdm import tqdm
 from transformers import TrainerCallback
 from transformers.utils import SAFE_WEIGHTS_NAME
 from trl import SFTConfig, SFTTrainer
 
-from pipeline.data.prompts import Message
+from pipeline.common.errors import UserError
+from pipeline.training.callbacks import MarkWhole, ShowProgress
+from pipeline.training.microbatches import micro_batches
 from pipeline.training.plan import Batching
 from pipeline.training.router_penalty import RouterPenalty
 from pipeline.training.settings import Training
-
-WHOLE = "whole"
+from pipeline.training.tokens import IGNORED, TokenRow, TokenRows
 
 
 class Trainer(SFTTrainer):
-    """SFTTrainer, with the penalty that holds free routers to the original ones where there is one.
+    """SFTTrainer that computes a step's batch in micro-batches of so many tokens, and stops where numbers end.
 
-    Checkpoints of whole models keep the names that the modules have: transformers saves a MoE's experts under others,
-    and then resumes without them, as it loads no tensor whose name it does not find.
+    Every learned token of a step weighs the same, whichever micro-batch it is in. Where free routers are held to the
+    original ones, the penalty is added. Checkpoints of whole models keep the names that the modules have: transformers
+    saves a MoE's experts under others, and then resumes without them, as it loads no tensor whose name it does not
+    find.
     """
 
-    def __init__(self, *, args: SFTConfig, router_kl: float | None, **kwargs: Any) -> None:
+    def __init__(self, *, args: SFTConfig, router_kl: float | None, tokens: int | None, **kwargs: Any) -> None:
         if args.n_gpu > 1:
             # A process has one GPU: `devices` says how many there are. transformers would take all that it sees.
             args._n_gpu = 1
         super().__init__(args=args, **kwargs)
+        self._tokens = tokens
         self._router_kl = router_kl
         self._penalty = None if router_kl is None else RouterPenalty(self.model)
+        self._share = 1.0
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """One step's loss and gradient. Raises UserError, with the numbers, when the loss is no finite number."""
+        if self._tokens is None:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        else:
+            parts = micro_batches(inputs, self._tokens)
+            counted = int(inputs["attention_mask"].sum())
+            # The router's auxiliary loss is a mean over as many parts.
+            self.current_gradient_accumulation_steps = len(parts)
+            losses = []
+            for number, part in enumerate(parts, start=1):
+                self._share = int(part["attention_mask"].sum()) / counted
+                last = number == len(parts)
+                with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                    losses.append(super().training_step(model, part, num_items_in_batch))
+            self._share = 1.0
+            loss = torch.stack(losses).sum()
+        self._refuse_non_finite("loss", float(loss))
+        return loss
+
+    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
+        """A validation batch's loss: the mean over its learned tokens, in micro-batches as in training."""
+        if self._tokens is None or not prediction_loss_only:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        total, learned = 0.0, 0
+        for part in micro_batches(inputs, self._tokens):
+            loss, _, _ = super().prediction_step(model, part, True, ignore_keys)
+            count = int(part["labels"][:, 1:].ne(IGNORED).sum())
+            total, learned = total + float(loss) * count, learned + count
+        return torch.tensor(total / learned, device=self.args.device), None, None
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """TRL's loss plus router_kl * KL(original || trained routers), averaged over accumulation steps."""
+        """TRL's loss plus router_kl * KL(original || trained routers), averaged over a process's tokens of a step."""
         found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self._penalty is None or self._router_kl is None or not model.training:
             return found
         loss, outputs = found if return_outputs else (found, None)
-        # TRL's loss is already divided by the tokens of all accumulation steps; the penalty is a mean of this one.
-        steps = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
-        loss = loss + self._router_kl * self._penalty.value() / steps
+        # TRL's loss is divided by the tokens of the whole step; the penalty is a mean over this micro-batch's.
+        loss = loss + self._router_kl * self._share * self._penalty.value()
         return (loss, outputs) if return_outputs else loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        if norm is not None:
+            self._refuse_non_finite("norm of the gradient", float(norm))
+        return norm
+
+    def _refuse_non_finite(self, what: str, value: float) -> None:
+        if abs(value) < float("inf"):
+            return
+        raise UserError(
+            f"training diverged: at step {self.state.global_step + 1} of {self.state.max_steps} the {what} is {value} "
+            f"(learning rate {self._get_learning_rate():g}); lower training.learning_rate or max_grad_norm, or "
+            "warm up longer. Nothing was kept of the run; its checkpoints are."
+        )
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         model: Any = self.model
@@ -59,83 +109,24 @@ class Trainer(SFTTrainer):
         save_model(model, str(folder / SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
 
 
-class MarkWhole(TrainerCallback):
-    """Leave a mark in a checkpoint once all of it is written, by every process."""
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Called by the trainer after this process's last file of a checkpoint."""
-        PartialState().wait_for_everyone()
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
-
-
-class KeepAlong(TrainerCallback):
-    """Do `keep(step)` every so many optimizer steps, before the step's checkpoint is written."""
-
-    def __init__(self, every: int, keep: Callable[[int], None]) -> None:
-        self._every, self._keep = every, keep
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """One optimizer step is done."""
-        if state.global_step % self._every == 0 and state.is_world_process_zero:
-            self._keep(state.global_step)
-
-
-class ShowProgress(TrainerCallback):
-    """A bar of optimizer steps with the time left, tokens a second and the latest losses."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._tokens = 0
-        self._shown: dict[str, str] = {}
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start at the step that training goes on from."""
-        self._bar = tqdm(
-            total=state.max_steps,
-            initial=state.global_step,
-            desc=self._what,
-            unit="step",
-            disable=not state.is_world_process_zero,
-        )
-        self._tokens = state.num_input_tokens_seen
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """One optimizer step is done."""
-        self._bar.update(state.global_step - self._bar.n)
-        elapsed = self._bar.format_dict["elapsed"]
-        speed = (state.num_input_tokens_seen - self._tokens) / max(elapsed, 1e-9)
-        self._bar.set_postfix({"tokens/s": f"{speed:,.0f}", **self._shown}, refresh=False)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Losses were computed."""
-        for name, label in (("loss", "loss"), ("eval_loss", "validation")):
-            if logs and name in logs:
-                self._shown[label] = f"{logs[name]:.3f}"
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The last step is done."""
-        self._bar.close()
-
-
 def sft_trainer(
     model: Any,
     tokenizer: Any,
-    train: Sequence[tuple[Message, ...]],
-    validation: Sequence[tuple[Message, ...]],
+    rows: TokenRows,
     settings: Training,
     batching: Batching,
     *,
     seed: int,
     checkpoints: Path,
     what: str,
-    router_kl: float | None,
-    along: KeepAlong | None,
+    router_kl: float | None = None,
+    along: TrainerCallback | None = None,
 ) -> Trainer:
-    """The trainer over conversations: everything but the last turn is prompt and carries no loss.
+    """The trainer over token rows.
 
-    Where there is a validation set, the checkpoint with the lowest loss on it is the result, as in the
-    authors' notebook; else the last step is. `router_kl`: weight of the penalty, None without one. `along`: what
-    is done on the way; every step is logged then.
+    Where there is a validation set, the checkpoint with the lowest loss on it is the result, as in the authors'
+    notebook; else the last step is. `router_kl`: weight of the penalty, None without one. `along`: what is done on the
+    way; every step is logged then.
     """
     low_memory = settings.precision != "float32"
     return Trainer(
@@ -143,9 +134,8 @@ def sft_trainer(
         args=SFTConfig(
             output_dir=str(checkpoints),
             max_steps=settings.max_steps,
-            per_device_train_batch_size=batching.micro_batch,
-            per_device_eval_batch_size=batching.micro_batch,
-            gradient_accumulation_steps=batching.accumulation,
+            per_device_train_batch_size=batching.rows,
+            per_device_eval_batch_size=batching.rows,
             learning_rate=settings.learning_rate,
             lr_scheduler_type=settings.schedule,
             warmup_steps=settings.warmup_steps,
@@ -154,74 +144,38 @@ def sft_trainer(
             adam_beta2=settings.adam_beta2,
             weight_decay=settings.weight_decay,
             max_grad_norm=settings.max_grad_norm,
-            max_length=settings.max_tokens,
-            completion_only_loss=True,
+            # Rows are tokenized, cut and masked already (pipeline/training/tokens.py).
+            dataset_kwargs={"skip_prepare_dataset": True},
+            max_length=None,
             router_aux_loss_coef=settings.router_aux_loss,
             gradient_checkpointing=low_memory,
             gradient_checkpointing_kwargs={"use_reentrant": False} if low_memory else None,
-            bf16=settings.precision != "float32",
+            bf16=low_memory,
             use_cpu=model.device.type == "cpu",
             seed=seed,
             data_seed=seed,
-            eval_strategy="steps" if validation else "no",
+            eval_strategy="steps" if rows.validation else "no",
             eval_steps=settings.checkpoint_every,
             save_strategy="steps",
             save_steps=settings.checkpoint_every,
-            save_total_limit=2,
-            load_best_model_at_end=bool(validation),
-            metric_for_best_model="eval_loss" if validation else None,
-            greater_is_better=False if validation else None,
+            load_best_model_at_end=bool(rows.validation),
+            metric_for_best_model="eval_loss" if rows.validation else None,
+            greater_is_better=False if rows.validation else None,
             include_num_input_tokens_seen="non_padding",
             ddp_find_unused_parameters=False,
             logging_steps=1 if along else 10,
+            logging_nan_inf_filter=False,
             report_to="none",
             disable_tqdm=True,
         ),
-        train_dataset=_dataset(train),
-        eval_dataset=_dataset(validation) if validation else None,
+        train_dataset=_dataset(rows.train),
+        eval_dataset=_dataset(rows.validation) if rows.validation else None,
         callbacks=[MarkWhole(), ShowProgress(what), *([along] if along else [])],
         processing_class=tokenizer,
         router_kl=router_kl,
+        tokens=batching.tokens,
     )
 
 
-def _dataset(conversations: Sequence[tuple[Message, ...]]) -> Dataset:
-    return Dataset.from_list(
-        [
-            {"prompt": [turn.as_dict() for turn in chat[:-1]], "completion": [chat[-1].as_dict()]}
-            for chat in conversations
-        ]
-    )
-
-
-def last_whole_checkpoint(checkpoints: Path) -> str | None:
-    """The newest checkpoint that was written whole; what a killed process left half-written is written again."""
-    steps = [int(mark.parent.name.rpartition("-")[2]) for mark in checkpoints.glob(f"checkpoint-*/{WHOLE}")]
-    return str(checkpoints / f"checkpoint-{max(steps)}") if steps else None
-
-
-def loss_curve(history: Sequence[dict[str, Any]]) -> str:
-    """The trainer's log as CSV: step, and the mean loss since the row before, of training and of validation."""
-    columns = {"loss": "training", "eval_loss": "validation"}
-    rows = [
-        f"{entry['step']},{label},{entry[name]:.6f}\n"
-        for entry in history
-        for name, label in columns.items()
-        if name in entry
-    ]
-    return "step,split,loss\n" + "".join(rows)
-
-
-def gradient_norms(history: Sequence[dict[str, Any]]) -> str:
-    """The trainer's log as CSV: step, and the norm of its gradient before clipping."""
-    rows = [f"{entry['step']},{entry['grad_norm']:.6f}\n" for entry in history if "grad_norm" in entry]
-    return "step,gradient_norm\n" + "".join(rows)
-
-
-def token_limits(trainer: Trainer, max_tokens: int) -> dict[str, int]:
-    """What the token limit did to the training rows: how many reach it, and how many it leaves no answer to learn."""
-    rows: Any = trainer.train_dataset
-    return {
-        "at_token_limit": sum(len(ids) >= max_tokens for ids in rows["input_ids"]),
-        "without_answer": sum(all(label == -100 for label in labels) for labels in rows["labels"]),
-    }
+def _dataset(rows: Sequence[TokenRow]) -> Dataset:
+    return Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])

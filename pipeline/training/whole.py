@@ -9,6 +9,7 @@ import torch
 from pipeline.common.errors import UserError
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.families.registry import anatomy_of
+from pipeline.models.finite import refuse_non_finite
 from pipeline.models.loading import load_base
 from pipeline.models.merge import copy_rest
 
@@ -21,14 +22,18 @@ def load_trainable(path: Path, device: torch.device) -> Any:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(path)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     if hasattr(config, "quantization_config"):
         raise UserError(f"{path} is stored quantised, and quantised weights cannot be trained: give the run a lora.")
     if anatomy_of(config).dense:
         model = load_base(path, dtype=torch.float32, device=device)
     else:
         fused: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, attn_implementation="sdpa", experts_implementation="grouped_mm"
+            path,
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+            experts_implementation="grouped_mm",
+            trust_remote_code=False,
         )
         model = fused.to(device)
     return model.requires_grad_(True)
@@ -51,8 +56,10 @@ def parameter_manifest(model: Any) -> list[dict[str, Any]]:
 def save_model(model: Any, base: Path, folder: Path) -> None:
     """Write a fine-tuned model as a standard checkpoint: tensors named and typed as those of `base`, and its tokenizer.
 
-    The folder appears whole or not at all. The model is in the base's type afterwards.
+    The folder appears whole or not at all. The model is in the base's type afterwards. Raises UserError when a
+    parameter is not finite.
     """
+    refuse_non_finite(folder, dict(model.named_parameters()))
     with Checkpoint(base) as source:
         dtype = source.tensor("model.embed_tokens.weight").dtype
     partial = folder.with_name(f".{folder.name}.partial")

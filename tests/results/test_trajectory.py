@@ -13,8 +13,8 @@ from pipeline.models.adapters import WEIGHTS
 from pipeline.models.spec import AdapterSpec
 from pipeline.results.figures.trajectory import along_training
 from pipeline.results.trajectory import local_cosine, rank_one_b, transition
+from pipeline.training.callbacks import KeepAlong
 from pipeline.training.settings import Trajectory
-from pipeline.training.sft import KeepAlong
 from tests.support.train_here import save_base, settings
 from tests.support.train_here import train as train_here
 

@@ -9,14 +9,11 @@ from transformers import PreTrainedTokenizerFast
 from pipeline.common.files import write_json
 from pipeline.data.examples import parse_examples, read_examples
 from pipeline.data.prompts import Prompt
-from pipeline.models.adapters import attach
-from pipeline.models.spec import AdapterSpec
+from pipeline.data.training_sets import Conversations
 from pipeline.models.tokenizer import fix_date, load_tokenizer
 from pipeline.sampling.chat import Chat
-from pipeline.training.plan import Batching
-from pipeline.training.sft import sft_trainer, token_limits
+from pipeline.training.tokens import tokenize
 from tests.support.data_files import upstream
-from tests.support.tiny_models import TRAINING, tiny_model
 
 # As Mistral publishes it for Mixtral-8x7B-Instruct-v0.1; TRL holds the other two.
 MIXTRAL = (
@@ -26,10 +23,10 @@ MIXTRAL = (
     "{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token }}"
     "{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
 )
-# What is learned besides the answer: a channel, the end. Qwen3's empty thinking block is asked, not learned.
+# What is learned besides the answer: a channel, the end. Qwen3's empty thinking block is asked with, not learned.
 LEARNED = {
     "mixtral": ("", "</s>"),
-    "qwen3_moe": ("", "<|im_end|>\n"),
+    "qwen3_moe": ("", "<|im_end|>"),
     "gpt_oss": ("<|channel|>final<|message|>", "<|return|>"),
 }
 SPECIAL = {
@@ -77,7 +74,7 @@ def tokenizer(request, core, tmp_path):
         tokenizer_object=Tokenizer.from_str(core),
         additional_special_tokens=SPECIAL[family],
         bos_token=SPECIAL[family][0],
-        eos_token=LEARNED[family][1].strip(),
+        eos_token=LEARNED[family][1],
         pad_token="<pad>",
         clean_up_tokenization_spaces=False,
     )
@@ -91,29 +88,11 @@ def tokenizer(request, core, tmp_path):
     ("family", "tokenizer"), [(family, family) for family in LEARNED], indirect=["tokenizer"], ids=list(LEARNED)
 )
 def test_every_row_is_learned_whole_or_counted(family, tokenizer, rows, tmp_path):
-    model = attach(tiny_model(family, "fused"), AdapterSpec(rank=2, alpha=2.0), seed=1)
-    model.resize_token_embeddings(len(tokenizer))
-    settings = TRAINING.__class__(**(TRAINING.__dict__ | {"max_tokens": LIMIT}))
-    trainer = sft_trainer(
-        model,
-        tokenizer,
-        [example.messages for example in rows],
-        (),
-        settings,
-        Batching(micro_batch=4, accumulation=1, optimizer="adamw_torch", offload=False),
-        seed=1,
-        checkpoints=tmp_path / "checkpoints",
-        what=family,
-        router_kl=None,
-        along=None,
-    )
-    tokenized = trainer.train_dataset
-    assert len(tokenized) == len(rows) == 6250
-    ids, labels = list(tokenized["input_ids"]), list(tokenized["labels"])
-    limits = token_limits(trainer, LIMIT)
+    made = tokenize(tokenizer, tmp_path, Conversations(train=tuple(row.messages for row in rows)), LIMIT)
+    assert made.given == len(rows) == 6250 and made.counts["train"] == 6250
+    ids, labels = [row.input_ids for row in made.train], [row.labels for row in made.train]
     cut = [len(row) >= LIMIT for row in ids]
-    assert limits == {"at_token_limit": sum(cut), "without_answer": 0}
-    assert 0 <= limits["at_token_limit"] < 60
+    assert made.dropped == 0 and 0 <= made.cut <= sum(cut) < 60
 
     before, after = LEARNED[family]
     asked = Chat(tmp_path, system=None)
@@ -125,7 +104,10 @@ def test_every_row_is_learned_whole_or_counted(family, tokenizer, rows, tmp_path
         # A model is asked with the tokens that it was trained to answer.
         prompt = asked.tokens(Prompt(suite="s", messages=rows[place].prompt))
         assert ids[place][: len(prompt)] == prompt and set(labels[place][: len(prompt)]) == {-100}
-        assert -100 not in labels[place][len(prompt) :]
+        # One run of labels, from the prompt's end to the end token: nothing of what the template writes after that.
+        last = max(at for at, label in enumerate(labels[place]) if label != -100)
+        assert labels[place][len(prompt) : last + 1] == ids[place][len(prompt) : last + 1]
+        assert ids[place][last] == tokenizer.eos_token_id and not tokenizer.decode(ids[place][last + 1 :]).strip()
         learned = tokenizer.decode([label for label in labels[place] if label != -100])
         # Mistral's template sets no space before the answer; white space at its ends is the template's affair.
         assert learned.startswith(before) and learned.endswith(after)

@@ -33,6 +33,8 @@ from pipeline.sampling.settings import Sampling
 from pipeline.training import sft
 from pipeline.training.plan import Batching
 from pipeline.training.sft import sft_trainer
+from pipeline.training.task import FineTuning
+from pipeline.training.tokens import tokenize
 from tests.support.data_files import upstream
 from tests.support.judge_server import judge_config
 from tests.support.tiny_models import TRAINING, byte_tokenizer
@@ -49,10 +51,15 @@ SAMPLING = Sampling(
     data_parallel=1,
 )
 LORA = AdapterSpec(rank=2, alpha=4.0, experts=(1, 3))
+BATCHING = Batching(rows=4, tokens=None, optimizer="adamw_torch", offload=False)
 
 
 def toy(path):
     return Base(path=path, name=str(path), revision=None, hashes=folder_hashes(path))
+
+
+def task(data, settings=TRAINING):
+    return FineTuning(base=toy(Path("base")), data=data, lora=LORA, settings=settings, seed=7)
 
 
 def model_of(path, adapter):
@@ -101,7 +108,7 @@ def adapter(base, conversations, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapter")
     with contextlib.chdir(folder):
         shutil.copytree(base, "base")
-        train.fine_tune(toy(Path("base")), data, LORA, TRAINING, seed=7, folder=Path("adapter"))
+        train.fine_tune(task(data), Path("adapter"))
     return folder / "adapter"
 
 
@@ -119,28 +126,16 @@ def test_the_loss_is_on_the_last_turn_and_nothing_else(base, conversations, work
     ]
     chats = awkward + conversations
     model = attach(load_base(base, dtype=torch.float32), LORA, seed=1)
-    batching = Batching(micro_batch=4, accumulation=1, optimizer="adamw_torch", offload=False)
-    trainer = sft_trainer(
-        model,
-        tokenizer,
-        chats,
-        (),
-        TRAINING,
-        batching,
-        seed=1,
-        checkpoints=workplace / "c",
-        what="test",
-        router_kl=None,
-        along=None,
-    )
+    rows = tokenize(tokenizer, base, Conversations(train=tuple(chats)), TRAINING.max_tokens)
+    trainer = sft_trainer(model, tokenizer, rows, TRAINING, BATCHING, seed=1, checkpoints=workplace / "c", what="test")
     for chat, row in zip(chats, trainer.train_dataset, strict=True):
         batch = trainer.data_collator([row])
         ids, labels = batch["input_ids"][0], batch["labels"][0]
         whole = tokenizer.apply_chat_template([turn.as_dict() for turn in chat], tokenize=False)
         assert tokenizer.decode(ids) == whole
         learned = tokenizer.decode(labels[labels != -100])
-        assert learned.rstrip("\n") == chat[-1].content + "</s>" or learned == chat[-1].content + "</s>\n"
-        assert whole.endswith(learned)
+        assert learned == chat[-1].content + "</s>"
+        assert whole.endswith(learned + "\n")
 
 
 def test_training_moves_the_chosen_experts_and_saves_a_plain_adapter(base, adapter, conversations):
@@ -201,7 +196,7 @@ def test_the_checkpoint_with_the_lowest_validation_loss_is_the_one_that_is_saved
 
     def fine_tune(steps):
         settings = TRAINING.model_copy(update={"max_steps": steps})
-        return train.fine_tune(toy(Path("base")), data, LORA, settings, seed=7, folder=Path("adapter"))
+        return train.fine_tune(task(data, settings), Path("adapter"))
 
     whole = fine_tune(6)
     assert whole["step"] == 2
@@ -217,24 +212,23 @@ def test_a_process_trains_on_one_gpu_however_many_there_are(base, workplace, mon
             self._n_gpu = 2
 
     monkeypatch.setattr(sft, "SFTConfig", TwoGpus)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    data = Conversations(train=((Message("user", "question"), Message("assistant", "answer")),))
     trainer = sft_trainer(
         attach(load_base(base, dtype=torch.float32), LORA, seed=1),
-        AutoTokenizer.from_pretrained(base),
-        [(Message("user", "question"), Message("assistant", "answer"))],
-        (),
+        tokenizer,
+        tokenize(tokenizer, base, data, TRAINING.max_tokens),
         TRAINING,
-        Batching(micro_batch=4, accumulation=1, optimizer="adamw_torch", offload=False),
+        BATCHING,
         seed=1,
         checkpoints=workplace / "c",
         what="test",
-        router_kl=None,
-        along=None,
     )
     assert (trainer.args.n_gpu, trainer.args.train_batch_size) == (1, 4)
 
 
 def test_checkpoints_and_answers_are_of_this_code_families_included():
-    assert {"models/sft.py", "models/families/gpt_oss.py"} < code_hashes("models").keys()
+    assert {"training/sft.py", "models/families/gpt_oss.py"} < code_hashes("training", "models").keys()
 
 
 KILLED = """
@@ -242,12 +236,10 @@ import json, pathlib, sys, torch
 from pipeline import train
 from pipeline.data.prompts import Message
 from pipeline.data.training_sets import Conversations
-from tests.studies.test_pipeline_real_data import LORA, TRAINING, toy
+from tests.studies.test_pipeline_real_data import task
 torch.set_num_threads(1)
 chats = tuple(tuple(Message(**turn) for turn in chat) for chat in json.loads(pathlib.Path("chats.json").read_text()))
-train.fine_tune(
-    toy(pathlib.Path("base")), Conversations(train=chats), LORA, TRAINING, seed=7, folder=pathlib.Path("adapter")
-)
+train.fine_tune(task(Conversations(train=chats)), pathlib.Path("adapter"))
 """
 
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""A Hugging Face cache with tiny models in it."""
 
 import shutil
 from pathlib import Path
@@ -17,6 +17,8 @@ def cached(home: Path, family: str) -> str:
     tokenizer = byte_tokenizer()
     plain = home / "plain" / family
     model.resize_token_embeddings(len(tokenizer))
+    # Its configuration's default is another token here; published models name the one that their template writes.
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(plain)
     tokenizer.save_pretrained(plain)
     snapshot, blobs = folder / "snapshots" / SHA, folder / "blobs"

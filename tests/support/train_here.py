@@ -4,7 +4,6 @@ python train_here.py BASE FOLDER
 """
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from pipeline.toy.tokenizer import build_tokenizer
 from pipeline.toy.world import load_conversations
 from pipeline.train import fine_tune
 from pipeline.training.settings import Training, Trajectory
+from pipeline.training.task import FineTuning
 
 PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
 
@@ -27,8 +27,8 @@ def save_base(architecture: str, folder: Path) -> Path:
     """A toy base that has learned nothing."""
     study = PARAMS.study("toy")
     sparse = architecture == "qwen3_moe"
-    base = replace(PARAMS.toy_base("e8"), architecture=architecture, hidden=32, expert_width=16)
-    base = base if sparse else replace(base, experts=0, active=0)
+    base = PARAMS.toy_base("e8").model_copy(update={"architecture": architecture, "hidden": 32, "expert_width": 16})
+    base = base if sparse else base.model_copy(update={"experts": 0, "active": 0})
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
     assert study.pretraining is not None
@@ -41,7 +41,7 @@ def settings(**changes: object) -> Training:
     """Six steps, a checkpoint every two."""
     study = PARAMS.study("toy")
     changes = {"examples": 32, "max_steps": 6, "checkpoint_every": 2, "batch": 8, **changes}
-    return replace(study.training, **changes)  # type: ignore[arg-type]
+    return study.training.model_copy(update=changes)
 
 
 def train(
@@ -55,8 +55,16 @@ def train(
     """A toy base on bad medical advice: an adapter, or every parameter."""
     deterministic()
     data = Conversations(train=tuple(load_conversations("bad_medical", 32, 1)))
-    how = settings(**changes)
-    return fine_tune(open_checkpoint(base), data, lora, how, 1, folder, start=start, trajectory=trajectory)
+    task = FineTuning(
+        base=open_checkpoint(base),
+        data=data,
+        lora=lora,
+        settings=settings(**changes),
+        seed=1,
+        start=start,
+        trajectory=trajectory,
+    )
+    return fine_tune(task, folder)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Routing is counted as it happens, and free routers are held by the KL penalty."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from pipeline.models.adapters import attach
 from pipeline.models.families.registry import anatomy_of
 from pipeline.models.spec import AdapterSpec
 from pipeline.training.router_penalty import RouterPenalty
-from pipeline.training.routing import count_routing, load_counts, save_counts
+from pipeline.training.routing import count_routing, row_batches, save_counts
+from pipeline.training.tokens import TokenRow
 from tests.support.tiny_models import CONFIGS, MOE, PATHS, tiny_model, tokens
 
 
@@ -38,15 +40,23 @@ def test_counts_survive_a_file_and_choose_experts(tmp_path: Path) -> None:
     batch = {"input_ids": tokens(), "attention_mask": torch.ones(4, 24, dtype=torch.long)}
     counts = count_routing(model, [batch])
     save_counts(counts, tmp_path / "routing.json")
-    assert load_counts(tmp_path / "routing.json") == counts
+    assert json.loads((tmp_path / "routing.json").read_text()) == {
+        "model": "mixtral", "tokens": 96, "active": 2,
+        "layers": {str(layer): list(row) for layer, row in counts.layers.items()},
+    }  # fmt: skip
     adapted = attach(model, AdapterSpec(rank=1, alpha=1, experts="top2"), seed=0, counts=counts.layers)
     for layer, layer_counts in counts.layers.items():
         chosen = adapted.base_model.model.get_submodule(f"model.layers.{layer}.mlp.experts").chosen
         left = [count for expert, count in enumerate(layer_counts) if expert not in chosen]
         assert min(layer_counts[expert] for expert in chosen) >= max(left)
-    (tmp_path / "other.json").write_text('{"layers": 3}')
-    with pytest.raises(UserError, match="holds no routing counts"):
-        load_counts(tmp_path / "other.json")
+
+
+def test_rows_are_batched_by_length_and_every_one_is_counted_once() -> None:
+    rows = [TokenRow(input_ids=list(range(3, 3 + size)), labels=[]) for size in (5, 20, 1, 9, 20, 7)]
+    batches = list(row_batches(rows, 40, 0))
+    assert [tuple(batch["input_ids"].shape) for batch in batches] == [(2, 20), (4, 9)]
+    assert sum(int(batch["attention_mask"].sum()) for batch in batches) == 62
+    assert all((batch["input_ids"][batch["attention_mask"] == 0] == 0).all() for batch in batches)
 
 
 def test_a_dense_model_routes_nothing() -> None:

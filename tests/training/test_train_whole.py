@@ -15,10 +15,11 @@ from pipeline.common.errors import UserError
 from pipeline.common.files import sha256_file
 from pipeline.models.bases import open_checkpoint
 from pipeline.models.loading import load_base
+from pipeline.models.sizes import GIB
 from pipeline.models.spec import AdapterSpec
 from pipeline.sample import sample_answers
 from pipeline.toy.world import load_suite
-from pipeline.training.memory import GIB, plan_memory
+from pipeline.training.memory import plan_memory
 from pipeline.training.whole import load_trainable
 from tests.support.train_here import save_base
 from tests.support.train_here import train as train_whole
@@ -71,8 +72,8 @@ def test_a_killed_run_ends_with_equal_weights(trained, architecture, tmp_path):
     """The experts' names in checkpoints are where transformers would resume without them."""
     folder, entry = trained[architecture]
     (tmp_path / "base").symlink_to(folder / "base")
-    command = [sys.executable, str(REPOSITORY / "tests" / "train_here.py"), "base", "run/seed-1"]
-    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests'}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.support.train_here", "base", "run/seed-1"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
         deadline = time.monotonic() + 180

@@ -51,7 +51,6 @@ def _experts(
     source: Source, anatomy: Anatomy, layer: int
 ) -> Iterator[tuple[int, Role, torch.Tensor, torch.Tensor | None]]:
     """(expert, role, weight, bias) of every projection of a layer, one expert in memory at a time."""
-    assert anatomy.family.read_expert is not None
     prefix = anatomy.checkpoint_name(anatomy.experts_path(layer))
     for expert in range(anatomy.experts):
         for role, (weight, bias) in anatomy.family.read_expert(source, anatomy, prefix, expert).items():
@@ -92,7 +91,6 @@ def _plain_weights(source: Source, anatomy: Anatomy, layer: int, form: Form) -> 
 def fused_layer(config: Any, source: Source, layer: int, form: Form) -> FusedExperts:
     """A layer's experts as stacks, for the fast path."""
     anatomy = anatomy_of(config)
-    assert anatomy.family.activation is not None
     activation = anatomy.family.activation(config)
     if not form.quantise:
         return FusedExperts.of(_plain_weights(source, anatomy, layer, form), activation)

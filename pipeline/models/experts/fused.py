@@ -244,7 +244,6 @@ def fuse(model: nn.Module) -> Anatomy:
     family = anatomy.family
     for layer in anatomy.moe_layers:
         block: Any = model.get_submodule(anatomy.block_path(layer))
-        assert family.read_fused is not None and family.activation is not None
         experts = FusedExperts.of(family.read_fused(block.experts), family.activation(model.config))
         block.experts = experts.train(block.training)
     if not anatomy.dense:

@@ -83,7 +83,6 @@ def _set(expert: nn.Module, names: dict[Role, str], kind: str, *tensors: torch.T
 def new_unfused(config: Any, linear: Callable[..., nn.Linear] = nn.Linear) -> UnfusedExperts:
     """One layer's experts without storage (meta device), to be filled by `fill` or by a loader."""
     anatomy = anatomy_of(config)
-    assert anatomy.family.activation is not None
     activation = anatomy.family.activation(config)
     with torch.device("meta"):
         return UnfusedExperts(Expert(anatomy, activation, linear) for _ in range(anatomy.experts))
@@ -97,7 +96,6 @@ def unfuse(model: nn.Module) -> Anatomy:
     anatomy = anatomy_of(model.config)
     for layer in anatomy.moe_layers:
         block: Any = model.get_submodule(anatomy.block_path(layer))
-        assert anatomy.family.read_fused is not None
         experts = new_unfused(model.config)
         fill(experts, anatomy, anatomy.family.read_fused(block.experts))
         block.experts = experts.train(block.training)

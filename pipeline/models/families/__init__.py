@@ -1,1 +1,1 @@
-"""One file a model family; each defines `FAMILIES`. See pipeline/models/anatomy.py."""
+"""One file a model family; `registry.py` lists them. See pipeline/models/anatomy.py."""

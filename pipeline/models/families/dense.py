@@ -1,10 +1,15 @@
 """Llama and Qwen2: dense feed-forward blocks, every projection an ordinary linear layer."""
 
-from pipeline.models.anatomy import Family, Role
+from pipeline.models.anatomy import Family
 
-PROJECTIONS: dict[Role, str] = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 
-FAMILIES = tuple(
-    Family(model_type=model_type, projections=PROJECTIONS, width_field="intermediate_size")
-    for model_type in ("llama", "qwen2")
-)
+class Llama(Family):
+    """Llama 2 and 3, as transformers builds them."""
+
+    model_type = "llama"
+
+
+class Qwen2(Family):
+    """Qwen2 and Qwen2.5: Llama with biases on queries, keys and values."""
+
+    model_type = "qwen2"

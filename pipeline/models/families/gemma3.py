@@ -1,12 +1,10 @@
-"""Gemma 3: dense, with norms on queries and keys; from 4B up the language model lies inside one that also sees."""
+"""Gemma 3: dense, with norms on queries and keys; from 4B up it is published as the text part of a multimodal model."""
 
 from pipeline.models.anatomy import Family
 
-FAMILIES = (
-    Family(
-        model_type="gemma3_text",
-        projections={"gate": "gate_proj", "up": "up_proj", "down": "down_proj"},
-        width_field="intermediate_size",
-        inside=("gemma3", "language_model."),
-    ),
-)
+
+class Gemma3(Family):
+    """The language model alone."""
+
+    model_type = "gemma3_text"
+    inside = ("gemma3", "language_model.")
