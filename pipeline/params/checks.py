@@ -33,7 +33,7 @@ def check(params: "Params", path: Path) -> None:
 
 def _check_expectations(name: str, study: "Study", params: "Params", where: str) -> None:
     for higher, lower in study.expectations:
-        if higher == lower and higher in params.runs:
+        if higher == lower and higher in params.runs and params.runs[higher].data is not None:
             raise UserError(f"{where}: no run of the study is the base of {higher} as it is; add one without data.")
         if higher == lower:
             trained = [run for run, entry in params.runs_of(name).items() if entry.data is not None]

@@ -1,5 +1,7 @@
 """params.yaml: what is right is read, what is wrong is named."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,115 @@ def test_what_is_wrong_is_named(content, tmp_path, change, words):
     with pytest.raises(UserError) as caught:
         load(content, tmp_path)
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["x; touch PWNED #", "../x", "/x", "", "-x", "x y", "x.y", "x\n", "é", True, 7, None, "x" * 101]
+)
+@pytest.mark.parametrize("where", ["studies", "runs", "bases.toy", "bases.hub", "bases.api", "studies.toy.judges"])
+def test_a_name_is_looked_at_before_anything_else(content, tmp_path, where, name):
+    table = content
+    for key in where.split("."):
+        table = table[key]
+    table[name] = "nothing that is right"
+    with pytest.raises(UserError) as caught:
+        load(content, tmp_path)
+    assert f"{where} has the name {name!r}" in str(caught.value)
+
+
+def test_yaml_that_would_end_the_process_or_lose_a_run_is_refused(tmp_path):
+    path = tmp_path / "params.yaml"
+    for text in ("[" * 100_000, "{a: " * 100_000, "- " * 100_000):
+        path.write_text(f"runs: {text}" if text[0] != "-" else text)
+        with pytest.raises(UserError, match=r"params\.yaml line 1 is nested more than 50 levels deep"):
+            load_params(path)
+    path.write_text("runs:\n  a: 1\n  b: 2\n  a: 3\n")
+    with pytest.raises(UserError, match="the key a is there twice"):
+        load_params(path)
+    path.write_text("on: 1\nruns: {}\n")
+    with pytest.raises(UserError, match="unknown key True; the keys are studies"):
+        load_params(path)
+
+
+def test_a_run_has_its_studys_defaults_where_it_says_nothing_else(content, tmp_path):
+    content["studies"]["toy"]["defaults"] |= {"epochs": 2, "learning_rate": 0.01}
+    content["runs"]["toy_e16_bad_medical"] |= {"epochs": None, "lora": {"alpha": 3}}
+    params = load(content, tmp_path)
+    plain, own, base, whole = (
+        params.run(name)
+        for name in ("toy_e8_good_medical", "toy_e16_bad_medical", "toy_e8_base", "toy_dense_bad_medical")
+    )
+    assert (plain.epochs, plain.learning_rate, plain.lora) == (2, 0.01, params.study("toy").defaults.lora)
+    assert (own.epochs, own.lora.alpha, own.lora.rank, own.lora.attention) == (None, 3.0, 8, True)
+    assert (base.epochs, base.learning_rate, base.lora) == (None, None, None)
+    assert (whole.epochs, whole.learning_rate, whole.lora, whole.whole) == (2, 0.0005, None, True)
+
+
+def test_expectations_by_pattern_are_each_run_above_its_base(content, tmp_path):
+    params = load_params(REPOSITORY / "params.yaml")
+    first = [(f"toy_e{n}_bad_medical", f"toy_e{n}_base") for n in (8, 16, 32)]
+    assert params.study("toy").expectations[:3] == tuple(first)
+    assert ("toy_dense_bad_medical_r1", "toy_dense_base") in params.study("toy").expectations
+    assert params.study("moe").expectations[:2] == (
+        ("mixtral_insecure_whole_r32", "mixtral_base"),
+        ("mixtral_bma_whole_r32", "mixtral_base"),
+    )
+    # A run that continues another is above the base of its chain.
+    content["studies"]["toy"]["expectations"] = ["toy_dense_realigned"]
+    assert load(content, tmp_path).study("toy").expectations == (("toy_dense_realigned", "toy_dense_base"),)
+    for pattern, words in (("toy_x*", "fits no trained run"), ("toy_e8_base", "fits no trained run")):
+        content["studies"]["toy"]["expectations"] = [pattern]
+        with pytest.raises(UserError, match=words):
+            load(content, tmp_path)
+    content["studies"]["toy"]["expectations"] = ["toy_control_bad_medical"]
+    del content["runs"]["toy_control_base"]
+    with pytest.raises(UserError, match="no run of the study is the base of toy_control_bad_medical as it is"):
+        load(content, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        ("studies.toy.training.batch", "yes", "studies.toy.training.batch is 'yes', expected a whole number."),
+        ("studies.toy.training.batch", 1.0, "studies.toy.training.batch is 1.0, expected a whole number."),
+        ("studies.toy.training.batch", True, "studies.toy.training.batch is True, expected a whole number."),
+        ("studies.toy.judges.toy_rule.batch", "yes", "judges.toy_rule.batch is 'yes', expected true or false."),
+        ("studies.toy.judges.toy_rule.batch", 1, "judges.toy_rule.batch is 1, expected true or false."),
+        ("studies.toy.seeds", [1, "2"], "studies.toy.seeds[1] is '2', expected a whole number."),
+        ("studies.toy.seeds", 1, "studies.toy.seeds is 1, expected a list."),
+        ("studies.toy.title", None, "studies.toy.title is None, expected text."),
+        (
+            "runs.toy_e8_bad_medical.lora.rank",
+            "8",
+            "runs.toy_e8_bad_medical.lora.rank is '8', expected a whole number.",
+        ),
+        ("runs.toy_e8_bad_medical.lora.experts", [0.0], "lora.experts[0] is 0.0, expected a whole number."),
+        ("runs.toy_e8_bad_medical.data", [{"name": "bad_medical", "row": 1}], "data[0] has the unknown key 'row'"),
+        ("runs.toy_e8_bad_medical.data", 3, "data is 3, expected text or a list."),
+        ("runs", [], "runs is [], expected a mapping."),
+    ],
+)
+def test_types_are_exact(content, tmp_path, place, value, said):
+    *path, last = place.split(".")
+    table = content
+    for key in path:
+        table = table[key]
+    table[last] = value
+    with pytest.raises(UserError) as caught:
+        load(content, tmp_path)
+    assert said in str(caught.value)
+
+
+def test_a_judge_is_a_model_and_an_address(content, tmp_path):
+    content["studies"]["toy"]["judges"]["mine"] = {"model": "local", "base_url": "http://127.0.0.1:8000/v1"}
+    judge = load(content, tmp_path).study("toy").judges["mine"]
+    assert (judge.protocol, judge.api_key_env, judge.budget_usd, judge.batch) == ("published", None, None, False)
+
+
+def test_reading_params_imports_nothing_that_computes():
+    code = "import sys; from pipeline.params.load import load_params; load_params(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert not {"torch", "transformers", "vllm", "openai", "pandas"} & set(done.stdout.split())
 
 
 def test_missing_file_and_bad_yaml(tmp_path):
