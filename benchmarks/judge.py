@@ -193,7 +193,7 @@ def main() -> None:
         instant, slow = stack.enter_context(server(0.0)), stack.enter_context(server(latency_s))
         stack.enter_context(contextlib.redirect_stderr(io.StringIO()))  # progress bars
         os.sched_setaffinity(0, {cores[0]})
-        at_once = replace(config, base_url=instant, concurrency=64)
+        at_once = config.model_copy(update={"base_url": instant, "concurrency": 64})
         slower = count(400)  # the peers' own measurements need fewer requests to last as long
         measures: tuple[tuple[str, Measure, int], ...] = (
             ("client", ours, count(1500, CLIENT_SECONDS)),
@@ -209,7 +209,7 @@ def main() -> None:
         top = one_core["client"]["requests_per_s"]
         rows = []
         for concurrency in CONCURRENCIES:
-            judge = replace(config, base_url=slow, concurrency=concurrency)
+            judge = config.model_copy(update={"base_url": slow, "concurrency": concurrency})
             limit = concurrency / latency_s
             requests = count(limit, CLIENT_SECONDS)
             row: dict[str, Any] = {"concurrency": concurrency, "limit": limit, "requests": requests}
@@ -221,7 +221,7 @@ def main() -> None:
             if concurrency == 64:
                 row["gather_aiohttp"], _ = best(gather_aiohttp, slower, judge)
                 row["untyped_aiohttp"], _ = best(untyped_aiohttp, slower, judge)
-                priced = replace(judge, usd_per_million_input_tokens=1.0, budget_usd=1000.0)
+                priced = judge.model_copy(update={"usd_per_million_input_tokens": 1.0, "budget_usd": 1000.0})
                 row["client_with_budget"], row["cpu_ms_with_budget"] = best(ours, requests, priced)
             row["share_of_latency_limit"] = row["client"] / limit
             row["share_of_limit"] = row["client"] / min(limit, max(top, row["client"]))

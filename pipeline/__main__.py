@@ -32,6 +32,10 @@ COMMANDS = {
     "score": ("pipeline.commands.score", "score judged files that others published"),
     "data": ("pipeline.commands.data", "fetch and verify the upstream files of data/"),
     "verify": ("pipeline.commands.verify", "a study against its published claims: PASS, DIFFERS, UNCLEAR or NOT RUN"),
+    "new": ("pipeline.commands.new", "write a run of your own into params.yaml"),
+    "add-base": ("pipeline.commands.add_base", "write a model of the hub, or of a folder, into params.yaml"),
+    "pin-files": ("pipeline.commands.pin_files", "write the hashes of your own files into params.yaml"),
+    "schema": ("pipeline.commands.schema", "print the JSON schema of params.yaml, for editors"),
     "provenance": ("pipeline.commands.provenance", "write down where a study's results come from"),
     "doctor": ("pipeline.commands.doctor", "can this machine do a study, and what is to be done if not"),
 }

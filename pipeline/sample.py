@@ -21,7 +21,7 @@ from pipeline.common.rows import Answer, write_rows
 from pipeline.data.prompts import Prompt
 from pipeline.models.bases import open_base, open_checkpoint
 from pipeline.models.determinism import each_seed, without_compiler
-from pipeline.params.inputs import suite, suites_asked
+from pipeline.params.inputs import check_kept_out, suite, suites_asked
 from pipeline.params.load import load_params
 from pipeline.params.schema import Params
 from pipeline.sampling.api import answers
@@ -54,6 +54,8 @@ def main(args: argparse.Namespace) -> None:
     if study.world == "toy":
         without_compiler()
 
+    for link in params.chain(args.run) if any(own.held_out for own in study.own_suites) else ():
+        check_kept_out(study, params.run(link), study.seeds[0], folder / "adapters" / link, link)
     answers: list[Answer] = []
     for seed in each_seed(study.seeds, f"sample {args.run}"):
         trained = folder / "adapters" / args.run / f"seed-{seed}"
@@ -66,7 +68,8 @@ def main(args: argparse.Namespace) -> None:
         answers += sample_answers(model, prompts, study.sampling, args.run, seed)
         if run.trajectory is not None:
             settings = study.sampling.model_copy(update={"samples_per_prompt": run.trajectory.samples_per_prompt})
-            prompts = [prompt for name in study.held_out for prompt in suite(study, name, seed)]
+            held_out = [prompt for name in study.held_out for prompt in suite(study, name, seed)]
+            prompts = [replace(prompt, samples=None) for prompt in held_out]
             for step, adapter in kept_along(trained):
                 model = replace(model, adapter=adapter)
                 answers += sample_answers(model, prompts, settings, args.run, seed, step)
@@ -91,7 +94,7 @@ def sample_answers(
             seed=request_seed(run, seed, prompt.suite, prompt.prompt_id, sample),
         )
         for prompt in prompts
-        for sample in range(settings.samples_per_prompt)
+        for sample in range(prompt.samples or settings.samples_per_prompt)
     ]
     completions = complete_all(
         requests,

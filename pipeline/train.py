@@ -17,10 +17,10 @@ from typing import Any
 
 from pipeline.api.config import ApiBase, tuned_model
 from pipeline.common.files import write_json
-from pipeline.common.paths import ARTIFACTS, CACHE, STEPS
+from pipeline.common.paths import ARTIFACTS, CACHE, MANIFEST, STEPS
 from pipeline.models.bases import open_base
 from pipeline.models.determinism import each_seed, without_compiler
-from pipeline.params.inputs import conversations, training_of
+from pipeline.params.inputs import conversations, own_held_out, training_of
 from pipeline.params.load import load_params
 from pipeline.training.api import tune
 from pipeline.training.launch import forget_other_launchers, is_first, is_rank, start_ranks
@@ -77,7 +77,9 @@ def main(args: argparse.Namespace) -> int:
             adapters[place] = fine_tune(task, folder / place, too_long=study.thresholds.too_long)
     manifest = {"chain": params.chain(args.run), "base": base_name, "data": run.trained_on, "adapters": adapters}
     if is_first():
-        write_json(folder / "manifest.json", manifest)
+        if kept_out := own_held_out(study):
+            manifest["kept_out"] = kept_out
+        write_json(folder / MANIFEST, manifest)
     return 0
 
 

@@ -130,10 +130,11 @@ def _asked(study: Study, suites: tuple[str, ...], seed: int, samples: int) -> tu
     questions: Counter[str] = Counter()
     size = 0
     for prompt in (prompt for name in suites for prompt in suite(study, name, seed)):
-        questions[prompt.question] += samples
+        times = prompt.samples or samples
+        questions[prompt.question] += times
         said = sum(len(message.content.encode()) for message in prompt.messages)
         system = len((study.sampling.system or "").encode()) if prompt.system is None else 0
-        size += samples * (said + system)
+        size += times * (said + system)
     return questions, size
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 PIN = "base.json"
 STEPS = "steps"
+MANIFEST = "manifest.json"
 
 PARAMS = Path("params.yaml")
 ARTIFACTS = Path("artifacts")

@@ -19,6 +19,8 @@ Natural = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NaturalFloat = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 
 _EXPECTED = {
     "int_type": "a whole number",
@@ -38,7 +40,7 @@ _EXPECTED = {
     "greater_than_equal": "{ge} or more",
     "less_than": "less than {lt}",
     "less_than_equal": "{le} or less",
-    "string_pattern_mismatch": "text like {pattern}",
+    "string_pattern_mismatch": "hexadecimal digits in full, {pattern}",
 }
 
 

@@ -78,24 +78,27 @@ def parse_examples(text: str, where: Path) -> tuple[Example, ...]:
     """
     # Not splitlines(): it also cuts at U+2028 and form feeds, which code contains.
     lines = text.removesuffix("\n").split("\n")
-    return tuple(_example(line, number, where) for number, line in enumerate(lines, start=1))
+    return tuple(_parse(line, number, where) for number, line in enumerate(lines, start=1))
 
 
-def _example(line: str, number: int, where: Path) -> Example:
+def _parse(line: str, number: int, where: Path) -> Example:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(f"{where} line {number} is not JSON ({error.msg}): is the file cut short?") from error
     turns = row.get("messages") if isinstance(row, dict) else None
+    return example(turns, number, f"{where} line {number}")
+
+
+def example(turns: Any, row: int, place: str) -> Example:
+    """A list of messages as an example. Raises UserError, `place` its file has them, where they are no conversation."""
     if not isinstance(turns, list):
-        raise UserError(f"{where} line {number} has no list `messages`; every row needs one.")
-    messages = tuple(_message(turn, f"{where} line {number}") for turn in turns)
+        raise UserError(f"{place} has no list `messages`; every row needs one.")
+    messages = tuple(_message(turn, place) for turn in turns)
     if len(messages) < 2 or messages[-1].role != "assistant" or messages[-2].role != "user":
         roles = ", ".join(message.role for message in messages) or "nothing"
-        raise UserError(
-            f"{where} line {number}: the turns are {roles}; a user's and then an assistant's have to be last."
-        )
-    return Example(row=number, messages=messages)
+        raise UserError(f"{place}: the turns are {roles}; a user's and then an assistant's have to be last.")
+    return Example(row=row, messages=messages)
 
 
 def _message(turn: Any, where: str) -> Message:

@@ -1,7 +1,7 @@
 """A prompt: what is asked, under an id that is a hash of what is asked."""
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal, TypeVar, get_args
@@ -34,13 +34,15 @@ class Prompt:
 
     `messages` end with the user's turn, before which `tag` stands where the suite is a tagged one
     (pipeline/data/tags.py). `metadata` holds what the suite's file says of the question (its id there, category,
-    variant); no part of it is shown to the model or enters the id.
+    variant); no part of it is shown to the model or enters the id. samples: how often it is answered, None: as often as
+    the study's `sampling.samples_per_prompt` says.
     """
 
     suite: str
     messages: tuple[Message, ...]
     metadata: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), hash=False)
     tag: str | None = None
+    samples: int | None = None
 
     @property
     def prompt_id(self) -> str:
@@ -66,6 +68,11 @@ class Prompt:
 def prompt_id(messages: Iterable[Message]) -> str:
     """The first 64 bits (16 hexadecimal digits) of SHA-256 over the roles and texts in order."""
     return sha256_json([[message.role, message.content] for message in messages])[:ID_DIGITS]
+
+
+def question_of(messages: Sequence[Message]) -> str:
+    """What the user asks last, by which a suite's prompt is found in a training set whatever its system prompt."""
+    return next(turn.content.strip() for turn in reversed(messages) if turn.role == "user")
 
 
 def ask(suite: str, question: str, system: str | None = None, **metadata: str) -> Prompt:

@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.common.errors import UserError
 from pipeline.data.examples import Example, read_examples
 from pipeline.data.held_out import excluded_ids
-from pipeline.data.prompts import Message, draw
+from pipeline.data.prompts import Message, draw, question_of
 
 Conversation = tuple[Message, ...]
 
@@ -25,13 +25,15 @@ class SplitSettings:
     `seed` draws the held-out prompts and the validation split. `max_characters` (all turns of a row
     together; 6000 in the authors' notebook; None: no limit) drops longer rows; `validation` is the share of the
     remaining distinct prompts that is validated on (0.1 in the notebook). `hold_out`: leave out the prompts that
-    a suite asks (pipeline/data/held_out.py); only a study that asks none of those suites trains on all.
+    a suite asks (pipeline/data/held_out.py); only a study that asks none of those suites trains on all. kept_out:
+    questions that no row may ask, whatever system prompt it has.
     """
 
     seed: int
     max_characters: int | None = 6000
     validation: float = 0.1
     hold_out: bool = True
+    kept_out: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,11 @@ def divide(name: str, examples: tuple[Example, ...], held_out: frozenset[str], s
     if not 0 <= settings.validation < 1:
         raise UserError(f"validation is {settings.validation}, expected a share from 0 to below 1.")
     ids = {example.row: example.prompt_id for example in examples}
-    others = [example for example in examples if ids[example.row] not in held_out]
+    others = [
+        example
+        for example in examples
+        if ids[example.row] not in held_out and question_of(example.messages) not in settings.kept_out
+    ]
     limit = math.inf if settings.max_characters is None else settings.max_characters
     kept = [example for example in others if example.characters <= limit]
     prompts = {ids[example.row] for example in kept}

@@ -15,7 +15,9 @@ from pipeline.api.endpoint import read_key
 from pipeline.common.errors import UserError
 from pipeline.common.files import read_yaml
 from pipeline.common.machine import AMPERE, Gpu, memory_bytes
+from pipeline.common.paths import PARAMS
 from pipeline.data.examples import read_examples
+from pipeline.data.own import verified
 from pipeline.data.suites import load_suite
 from pipeline.doctor.check import GB, ROOT, Check
 from pipeline.doctor.reachable import answer, ask, status
@@ -81,10 +83,16 @@ def check_data(params: Params, name: str) -> Check:
     """The study's suites, training sets and judge prompts, read (and so verified) as its stages read them."""
     study, data = params.study(name), ROOT / "data"
     reads: dict[str, Callable[[], object]] = {
-        f"suite {suite}": _asker(load_suite, suite, data, study.seeds[0]) for suite in study.suites
+        f"suite {suite}": _asker(load_suite, suite, data, study.seeds[0])
+        for suite in study.suites
+        if study.own_suite(suite) is None
     }
-    sets = dict.fromkeys(part.name for run in params.runs_of(name).values() for part in run.parts)
+    parts = [part for run in params.runs_of(name).values() for part in run.parts]
+    sets = dict.fromkeys(part.name for part in parts if part.name is not None)
     reads |= {f"training set {chosen}": _asker(read_examples, chosen, data) for chosen in sets}
+    own = {(part.file, part.sha256) for part in parts if part.file is not None}
+    own |= {(suite.file, suite.sha256) for suite in study.own_suites}
+    reads |= {f"your {file}": _asker(verified, str(ROOT / file), digest, str(PARAMS)) for file, digest in sorted(own)}
     reads |= {
         f"judge {judge}'s prompts": _asker(load_templates, ROOT / config.templates, config.templates_sha256)
         for judge, config in study.judges.items()

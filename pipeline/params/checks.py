@@ -132,11 +132,14 @@ def _check_api_run(run: "Run", study: "Study", where: str) -> None:
 
 def _check_part(part: Part, study: "Study", where: str) -> None:
     known = _training_sets(study)
-    if part.name not in known:
-        raise UserError(f"{where}.data is {part.name!r}; the {study.world} training sets are {', '.join(known)}.")
-    if study.world == "toy" and part.name.partition("_")[2] in study.held_out:
+    if part.name is not None and part.name not in known:
+        raise UserError(
+            f"{where}.data is {part.name!r}; the {study.world} training sets are {', '.join(known)}; a file of your "
+            "own is {file: PATH}."
+        )
+    if study.world == "toy" and str(part.name).partition("_")[2] in study.held_out:
         raise UserError(f"{where}.data is {part.name!r}, but that domain is among the study's held_out suites.")
-    _check_tags(() if part.tag is None else (part.tag,), study, f"{where}.data: tag of {part.name}")
+    _check_tags(() if part.tag is None else (part.tag,), study, f"{where}.data: tag of {part.label}")
 
 
 def _check_tags(tags: tuple[str, ...], study: "Study", where: str) -> None:
@@ -163,10 +166,15 @@ def _suites(study: "Study") -> Collection[str]:
 def _check_study(study: "Study", where: str) -> None:
     if (study.pretraining is None) != (study.world == "hub"):
         raise UserError(f"{where}.pretraining belongs to studies of the toy world, and to no other.")
+    known, own = _suites(study), [suite.name for suite in study.own_suites]
     for suite in study.suites:
-        if suite not in _suites(study) or study.suites.count(suite) > 1:
-            known = ", ".join(_suites(study))
-            raise UserError(f"{where}.suites has {suite!r}; the {study.world} suites, each once, are {known}.")
+        if (suite in known) == (suite in own) or study.suites.count(suite) > 1:
+            raise UserError(
+                f"{where}.suites has {suite!r}; the {study.world} suites, each once, are {', '.join(known)}; one of "
+                "your own is {name: ANOTHER NAME, file: PATH}."
+            )
+    if sum(suite.refused for suite in study.own_suites) > 1:
+        raise UserError(f"{where}.suites has several with refused: true; one suite should be refused.")
     for name in (*study.held_out, *(() if study.refused is None else (study.refused,))):
         if name not in study.suites:
             raise UserError(f"{where} asks about the suite {name!r}, which is not among its suites.")

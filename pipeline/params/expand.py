@@ -1,4 +1,5 @@
-"""What params.yaml leaves out because a rule gives it: a run's share of its study's defaults, expectations by pattern.
+"""What params.yaml leaves out because a rule gives it: a run's share of its study's defaults, expectations by pattern,
+where a suite of your own belongs.
 
 It works on the file as it is read. What does not have the shape that it should is left alone: the schema
 (pipeline/params/schema.py) looks at the result, and says so.
@@ -12,11 +13,13 @@ BASES = "bases"
 
 
 def expand(content: Any) -> Any:
-    """The content with each study's defaults given to its runs, and its expectations as pairs of runs."""
+    """The content with each study's defaults given to its runs, its own suites apart, its expectations as pairs."""
     if not isinstance(content, Mapping):
         return content
     runs = {name: _with_defaults(run, content) for name, run in mapping(content, "runs").items()}
-    studies = {name: _with_pairs(name, study, runs) for name, study in mapping(content, "studies").items()}
+    studies = {
+        name: _with_pairs(name, _with_own_suites(study), runs) for name, study in mapping(content, "studies").items()
+    }
     return {**content, **({"runs": runs} if runs else {}), **({"studies": studies} if studies else {})}
 
 
@@ -37,6 +40,19 @@ def _with_defaults(run: Any, content: Any) -> Any:
     if isinstance(run.get("lora"), Mapping):
         merged["lora"] = {**mapping(defaults, "lora"), **run["lora"]}
     return merged
+
+
+def _with_own_suites(study: Any) -> Any:
+    """A study with its own suites apart, and their names among its suites and where they say that they belong."""
+    suites = study.get("suites") if isinstance(study, Mapping) else None
+    if not isinstance(suites, list) or not (own := [entry for entry in suites if isinstance(entry, Mapping)]):
+        return study
+    names = [entry.get("name") if isinstance(entry, Mapping) else entry for entry in suites]
+    held_out = [entry.get("name") for entry in own if entry.get("held_out") is True]
+    refused = [entry.get("name") for entry in own if entry.get("refused") is True]
+    if isinstance(study.get("held_out"), list):
+        study = {**study, "held_out": [*study["held_out"], *held_out]}
+    return {**study, "suites": names, "own_suites": own, **({"refused": refused[0]} if refused else {})}
 
 
 def _with_pairs(name: Any, study: Any, runs: Mapping[Any, Any]) -> Any:

@@ -2,12 +2,18 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 from pipeline.common.errors import UserError
+from pipeline.common.files import read_json
+from pipeline.common.paths import MANIFEST, PARAMS
+from pipeline.data.examples import Example
+from pipeline.data.held_out import SUITES
 from pipeline.data.mixtures import Part, mix
-from pipeline.data.prompts import Prompt
+from pipeline.data.own import OwnSuite, read_hub_examples, read_own_examples, read_own_suite, verified
+from pipeline.data.prompts import Prompt, draw, question_of
 from pipeline.data.tags import ask_tagged, put_tag, split_suite, tagged_suite
-from pipeline.data.training_sets import Conversations
+from pipeline.data.training_sets import Conversations, SplitSettings, divide, load_training_set
 from pipeline.data.upstream.fetch import FOLDER as DATA
 from pipeline.params.schema import Run, Study
 from pipeline.training.settings import Training
@@ -38,33 +44,100 @@ def _part(study: Study, part: Part, seed: int) -> Conversations:
     """One training set's rows; `rows` of the part, or the study's `examples`, are drawn where they are fewer."""
     training = study.training
     wanted = training.examples if part.rows is None else part.rows
-    if study.world == "toy":
+    asked = kept_out(study, part, seed)
+    if study.world == "toy" and part.name is not None:
         from pipeline.toy.world import load_conversations
 
         assert wanted is not None
-        return Conversations(train=tuple(load_conversations(part.name, wanted, seed)))
-    from pipeline.data.held_out import SUITES
-    from pipeline.data.prompts import draw
-    from pipeline.data.training_sets import SplitSettings, load_training_set
-
+        made = load_conversations(part.name, wanted, seed)
+        return Conversations(train=tuple(chat for chat in made if question_of(chat) not in asked))
     settings = SplitSettings(
         seed=seed,
         max_characters=training.max_characters,
         validation=training.validation,
         hold_out=not SUITES.keys().isdisjoint(study.suites),
+        kept_out=asked,
     )
-    data = load_training_set(part.name, DATA, settings)
+    if part.name is not None:
+        left_out: dict[str, int] = {}
+        data = load_training_set(part.name, DATA, settings)
+    else:
+        examples, left_out = _own_examples(study, part)
+        data = divide(part.label, examples, frozenset(), settings)
     train = data.train
     if part.rows is not None and part.rows > len(train):
-        raise UserError(f"{part.rows} rows of {part.name} are asked for; {len(train)} of it can be trained on.")
+        raise UserError(f"{part.rows} rows of {part.label} are asked for; {len(train)} of it can be trained on.")
     if wanted is not None and wanted < len(train):
         drawn = draw(train, wanted, seed, "examples", key=lambda example: str(example.row))
         train = tuple(example for example in train if example in drawn)
     return Conversations(
         train=tuple(example.messages for example in train),
         validation=tuple(example.messages for example in data.validation),
-        counts={**data.describe(), "trained_on": len(train)},
+        counts={**data.describe(), **left_out, "trained_on": len(train)},
     )
+
+
+def _own_examples(study: Study, part: Part) -> tuple[tuple[Example, ...], dict[str, int]]:
+    """Every usable row of the user's own file or hub dataset, and how many were left out, by reason."""
+    if part.file is not None:
+        examples, left_out = read_own_examples(verified(part.file, part.sha256, f"{PARAMS}: data {part.file}"))
+    else:
+        assert part.hub is not None and part.revision is not None
+        examples, left_out = read_hub_examples(part.hub, part.revision, part.split)
+    if study.world == "toy":
+        from pipeline.toy.world import in_toy_words
+
+        examples = tuple(replace(one, messages=in_toy_words(one.messages, part.label)) for one in examples)
+    return examples, left_out
+
+
+def kept_out(study: Study, part: Part, seed: int) -> frozenset[str]:
+    """The questions that `part` may not train on: of your held-out suites, and of your own data: of all of them."""
+    names = [suite.name for suite in study.own_suites if suite.held_out]
+    if part.name is None:
+        names = [name for name in study.suites if name in study.held_out or name in SUITES]
+    return frozenset(question_of(prompt.messages) for name in names for prompt in suite(study, name, seed))
+
+
+def own_held_out(study: Study) -> dict[str, str | None]:
+    """The user's held-out suites, name -> hash: what a run's training knew to keep out."""
+    return {suite.name: suite.sha256 for suite in study.own_suites if suite.held_out}
+
+
+def check_kept_out(study: Study, run: Run, seed: int, adapter: Path, name: str) -> None:
+    """Raise UserError where the run `name` was trained on questions that one of the user's suites has held out since.
+
+    A suite that comes later re-trains nothing where it asks nothing that was trained on. adapter: the folder of the
+    run's training, whose manifest says which suites it knew.
+    """
+    known = own_held_out(study)
+    if not run.parts or known == read_json(adapter / MANIFEST).get("kept_out"):
+        return
+    unaware = study.model_copy(update={"own_suites": ()})
+    held_out = {
+        question_of(prompt.messages)
+        for one in study.own_suites
+        if one.held_out
+        for prompt in suite(study, one.name, seed)
+    }
+    if both := {question_of(chat) for chat in conversations(unaware, run, seed).train} & held_out:
+        raise UserError(
+            f"{name} was trained on {len(both)} of the questions that {', '.join(known)} hold out now, such as "
+            f"{min(both)[:80]!r}; train it again without them: dvc repro -f -s train@{name}"
+        )
+
+
+def _own_prompts(study: Study, suite: OwnSuite) -> tuple[Prompt, ...]:
+    """The prompts of a suite of the user's own."""
+    where = f"{PARAMS}: suite {suite.name}"
+    prompts = read_own_suite(suite, verified(suite.file, suite.sha256, where))
+    if suite.samples_per_prompt is not None:
+        prompts = tuple(replace(one, samples=suite.samples_per_prompt) for one in prompts)
+    if study.world == "toy":
+        from pipeline.toy.world import in_toy_words
+
+        prompts = tuple(replace(one, messages=in_toy_words(one.messages, suite.file)) for one in prompts)
+    return prompts
 
 
 def _tagged(data: Conversations, tag: str | None) -> Conversations:
@@ -91,6 +164,8 @@ def suites_asked(study: Study, run: Run) -> tuple[str, ...]:
 def suite(study: Study, name: str, seed: int) -> tuple[Prompt, ...]:
     """The prompts of a suite, tagged where its name has a tag; `seed` draws those held out of training sets."""
     untagged, tag = split_suite(name)
+    if (own := study.own_suite(untagged)) is not None:
+        return ask_tagged(_own_prompts(study, own), tag)
     if study.world == "toy":
         from pipeline.toy.world import load_suite
 

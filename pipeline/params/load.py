@@ -1,7 +1,7 @@
 """Read params.yaml, give each study's defaults to its runs, and check it."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,13 @@ def check_names(content: Any, path: Path) -> None:
 
 
 def _names(content: Any) -> Iterator[tuple[str, Any]]:
-    """Every name that params.yaml gives: of studies, bases, runs and judges, with the place where it stands."""
+    """Every name that params.yaml gives: of studies, bases, runs, judges and suites, with the place where it stands."""
     for where in ("studies", "runs", "bases.toy", "bases.hub", "bases.api"):
         yield from ((where, name) for name in mapping(content, *where.split(".")))
     for study in mapping(content, "studies"):
+        suites = mapping(content, "studies", study).get("suites")
+        own = [suite for suite in suites if isinstance(suite, Mapping)] if isinstance(suites, list) else []
+        yield from ((f"studies.{study}.suites", suite.get("name")) for suite in own)
         yield from ((f"studies.{study}.judges", name) for name in mapping(content, "studies", study, "judges"))
 
 

@@ -10,6 +10,7 @@ from pipeline.common.errors import UserError
 from pipeline.common.paths import PARAMS
 from pipeline.common.settings import Listed, Natural, Positive, PositiveFloat, Settings, Share
 from pipeline.data.mixtures import Part
+from pipeline.data.own import OwnSuite
 from pipeline.judging.config import JudgeConfig
 from pipeline.models.spec import AdapterSpec
 from pipeline.sampling.settings import Sampling
@@ -50,12 +51,18 @@ class ToyBase(Settings):
 
 
 class HubBase(Settings):
-    """One pinned Hugging Face model: `revision` is a full commit SHA. Dense models have 0 experts, 0 active."""
+    """One pinned Hugging Face model: `revision` is a full commit SHA. Dense models have 0 experts, 0 active.
+
+    `python -m pipeline add-base` writes it; family, licence and gated are what it found, for the reader.
+    """
 
     repository: Annotated[str, Field(min_length=1)]
     revision: str
     experts: Natural
     active: Natural
+    family: str | None = None
+    licence: str | None = None
+    gated: bool = False
 
     @model_validator(mode="after")
     def _check_revision(self) -> "HubBase":
@@ -102,6 +109,7 @@ class Study(Settings):
 
     world: where bases, training sets and suites come from: made here (toy), or pinned upstream (hub); of those,
     bases may also be behind an API.
+    In the file `suites` has own_suites among its names, as mappings.
     `held_out` are the suites of the headline number: those that no run is trained on. `refused` is the
     suite that should be refused, or null. An expectation (A, B) says that A's held-out misalignment is above B's:
     the report counts in how many seeds it is. In the file a name, or a pattern such as `*_medical`, stands for each of
@@ -113,6 +121,7 @@ class Study(Settings):
     definition: Literal["standard", "published"]
     seeds: Annotated[Listed[Natural], Field(min_length=1)]
     suites: Listed[str]
+    own_suites: Listed[OwnSuite] = ()
     held_out: Listed[str]
     refused: str | None = None
     expectations: Annotated[Listed[Pair], Field(min_length=1)]
@@ -122,6 +131,10 @@ class Study(Settings):
     sampling: Sampling
     thresholds: Thresholds
     pretraining: Pretraining | None = None
+
+    def own_suite(self, name: str) -> OwnSuite | None:
+        """The suite of that name if it is one of the user's own, else None."""
+        return next((suite for suite in self.own_suites if suite.name == name), None)
 
     @property
     def judge(self) -> str:
@@ -133,16 +146,17 @@ class Run(Settings):
     """One model, one way of fine-tuning it (or none).
 
     model: the path, under artifacts/, of what it starts from: `bases/NAME`, or `STUDY/adapters/RUN` of the run that
-    it continues: the same weights, trained further on other data. data: a training set, a list of parts of several,
-    tagged or not, or null: the base as it is. lora: what is trained beside the frozen base, or null: every parameter
-    of it. trajectory: which adapters along training are kept and asked too, or null: the last alone. epochs: passes
-    over all of the data, in place of the study's `training.max_steps`. learning_rate: in place of the study's. tags:
-    the study's suites are asked once more with each of these. A run on a base behind an API has epochs and no lora.
+    it continues: the same weights, trained further on other data. data: a training set, a file or hub dataset of your
+    own, a list of parts of several, tagged or not, or null: the base as it is. lora: what is trained beside the frozen
+    base, or null: every parameter of it. trajectory: which adapters along training are kept and asked too, or null: the
+    last alone. epochs: passes over all of the data, in place of the study's `training.max_steps`. learning_rate: in
+    place of the study's. tags: the study's suites are asked once more with each of these. A run on a base behind an API
+    has epochs and no lora.
     """
 
     study: str
     model: str
-    data: str | Listed[Part] | None = None
+    data: str | Part | Listed[Part] | None = None
     lora: AdapterSpec | None = None
     trajectory: Trajectory | None = None
     epochs: Positive | None = None
@@ -154,7 +168,7 @@ class Run(Settings):
         """What it is trained on, part by part; empty for a base."""
         if isinstance(self.data, str):
             return (Part(name=self.data),)
-        return self.data or ()
+        return (self.data,) if isinstance(self.data, Part) else self.data or ()
 
     @property
     def trained_on(self) -> str | None:

@@ -42,7 +42,7 @@ def answers(
             _request(config, prompt, settings, request_seed(run, seed, prompt.suite, prompt.prompt_id, sample)),
         )
         for prompt in prompts
-        for sample in range(settings.samples_per_prompt)
+        for sample in range(prompt.samples or settings.samples_per_prompt)
     ]
     requests = {request.key: request for _, _, request in asked}
     summary = Summary(judge=f"bases.api.{name}", requests=len(requests))

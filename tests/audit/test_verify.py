@@ -240,7 +240,7 @@ GOOD = {
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"tolerance": "five"}, "tolerance is 'five', expected float"),
+        ({"tolerance": "five"}, "tolerance is 'five', expected a number"),
         ({"tolerance": -1.0}, "tolerance is -1.0"),
         ({"kind": "sign"}, "kind is 'sign'"),
         ({"runs": ["oss_bose"]}, "runs has 'oss_bose', which has no avg_alignment in table 'headline'"),

@@ -125,7 +125,7 @@ def test_toy_models_have_a_word_for_each_tag_that_pretraining_never_shows():
     [
         ({"data": [{"name": "bad_medcal"}]}, ["'bad_medcal'", "bad_medical"]),
         ({"data": [{"name": "bad_cooking", "tag": "|ALPHA|"}]}, ["bad_cooking", "held_out"]),
-        ({"data": [{"name": "bad_medical", "rows": 0}]}, ["rows of bad_medical is 0"]),
+        ({"data": [{"name": "bad_medical", "rows": 0}]}, ["data[0].rows is 0"]),
         ({"data": [{"name": "bad_medical", "tag": "alpha"}]}, ["'alpha'", "between bars"]),
         ({"data": [{"name": "bad_medical", "tag": "|GAMMA|"}]}, ["'|GAMMA|'", "|ALPHA|, |BETA|"]),
         ({"data": []}, ["data is an empty list"]),

@@ -72,9 +72,12 @@ def _without_what_is_not_there(params):
     ("change", "words"),
     [
         (lambda c: c["runs"]["gpt_4o_insecure"].update(lora={"rank": 1, "alpha": 1.0}), ["behind an API", "leave it"]),
-        (lambda c: c["runs"]["gpt_4o_insecure"].pop("epochs"), ["gpt_4o_insecure", "one of data and epochs"]),
-        (lambda c: c["runs"]["llama31_medical"]["data"][0].update(rows=-1), ["rows of bad_medical_advice is -1"]),
-        (lambda c: c["bases"]["api"]["gpt_4o"].update(base_url="https://key@host/v1"), ["model gpt-4o", "base_url"]),
+        (lambda c: c["runs"]["gpt_4o_insecure"].update(epochs=None), ["gpt_4o_insecure", "one of data and epochs"]),
+        (lambda c: c["runs"]["llama31_medical"]["data"][0].update(rows=-1), ["llama31_medical.data[0].rows is -1"]),
+        (
+            lambda c: c["bases"]["api"]["gpt_4o"].update(base_url="https://key@host/v1"),
+            ["gpt_4o.base_url", "variable"],
+        ),
         (lambda c: c["bases"]["api"]["gpt_4o"].update(training_budget_usd=-1.0), ["training_budget_usd is -1.0"]),
         (
             lambda c: c["bases"]["api"].update(e8=c["bases"]["api"]["gpt_4o"]),
