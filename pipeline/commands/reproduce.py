@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pipeline.commands import provenance
 from pipeline.common.errors import UserError
 from pipeline.common.paths import CACHE, FIGURES
+from pipeline.params.edit import pin_files
 from pipeline.params.load import load_params
 from pipeline.running.choose import choose_study
 from pipeline.running.dvc import changed
@@ -39,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Reproduce the study and print its headline."""
+    for written in pin_files(only_new=True):
+        print(f"params.yaml now has the SHA-256 of {written}", flush=True)
     params = load_params()
     name, why = choose_study(params, args.study)
     print(f"Study: {name}, because {why}.", flush=True)

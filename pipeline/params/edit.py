@@ -21,7 +21,7 @@ def add_entry(section: str, name: str, entry: Mapping[str, Any]) -> str:
     Raises UserError when the section is missing or has the name.
     """
     text = PARAMS.read_text(encoding="utf-8")
-    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    node = _compose(text)
     for key in section.split("."):
         node = _value(node, key)
     if not isinstance(node, yaml.MappingNode) or node.flow_style or not node.value:
@@ -43,7 +43,7 @@ def pin_files(only_new: bool = False) -> list[str]:
     text = PARAMS.read_text(encoding="utf-8")
     written: list[str] = []
     edits: list[tuple[int, int, str]] = []
-    for node in _own_files(yaml.compose(text, Loader=yaml.SafeLoader)):
+    for node in _own_files(_compose(text)):
         file, known = _value(node, "file"), _value(node, "sha256")
         path = Path(file.value).expanduser()
         if not path.is_file():
@@ -64,6 +64,11 @@ def pin_files(only_new: bool = False) -> list[str]:
     if edits:
         _replace(text)
     return written
+
+
+def _compose(text: str) -> Any:
+    """The nodes of a YAML text, each with its place; by libyaml where PyYAML has it."""
+    return yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def _own_files(node: Any) -> Iterator[Any]:

@@ -38,19 +38,8 @@ def added(folder):
 
 
 def test_a_new_run_is_one_line_and_the_commands_that_run_it(here, capsys):
-    arguments = [
-        "--study",
-        "toy",
-        "--model",
-        "e8",
-        "--data",
-        "my/data.jsonl",
-        "--epochs",
-        "2",
-        "--learning-rate",
-        "1e-4",
-    ]
-    assert main(["new", "run", "mine", *arguments, "--rank", "2"]) == 0
+    what = "--study toy --model e8 --data my/data.jsonl --epochs 2 --learning-rate 1e-4 --rank 2"
+    assert main(["new", "run", "mine", *what.split()]) == 0
     digest = sha256_file(here / "my/data.jsonl")
     assert added(here) == [
         f"mine: {{study: toy, model: bases/e8, data: {{file: my/data.jsonl, sha256: {digest}}}, lora: {{rank: 2}}, "
@@ -100,13 +89,14 @@ def test_an_entry_stands_before_the_comments_that_follow_its_section(here):
     place = next(number for number, line in enumerate(lines) if line.startswith("    new:"))
     assert lines[place + 1 : place + 3] == ["", "  api:"]
     assert load_params().hub_base("new").licence == "a: b"
-    with pytest.raises(UserError, match="has no section bases.nothing"):
+    with pytest.raises(UserError, match=r"has no section bases\.nothing"):
         add_entry("bases.nothing", "new", entry)
 
 
 def test_hashes_are_written_beside_paths_in_either_style(here):
     text = (here / "params.yaml").read_text()
     text = text.replace("    suites: [medical, ", "    suites: [{name: mine, file: my/q.csv}, medical, ")
+    text = text.replace("# Everything", "# \u00e9\u4e2d\U0001f600 Everything")
     text += "  flow: {study: toy, model: bases/e8, data: [{file: my/data.jsonl, rows: 3}, {name: bad_medical}]}\n"
     text += (
         "  block:\n    study: toy\n    model: bases/e8\n    data:\n      file: my/data.jsonl  # mine\n      rows: 3\n"
