@@ -113,7 +113,8 @@ def check_kept_out(study: Study, run: Run, seed: int, adapter: Path, name: str) 
     known = own_held_out(study)
     if not run.parts or known == read_json(adapter / MANIFEST).get("kept_out"):
         return
-    unaware = study.model_copy(update={"own_suites": ()})
+    others = {key: tuple(name for name in getattr(study, key) if name not in known) for key in ("suites", "held_out")}
+    unaware = study.model_copy(update={"own_suites": (), **others})
     held_out = {
         question_of(prompt.messages)
         for one in study.own_suites

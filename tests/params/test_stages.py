@@ -117,6 +117,29 @@ def test_a_changed_default_trains_its_studys_runs_again_and_nothing_else(done, t
     assert differ == {name for name, run in before.runs_of("moe").items() if run.data}
 
 
+def test_a_run_a_suite_and_a_judge_of_ones_own_make_nothing_else_out_of_date(done):
+    """`dvc status` names the stages that are new, those that ask the suite, and the tables."""
+    mine = {"study": "toy", "model": "bases/e8", "data": {"file": "my/data.jsonl", "sha256": "0" * 64}}
+    suite = {"name": "mine", "file": "my/q.csv", "sha256": "0" * 64, "held_out": True}
+    judge = {"model": "m", "base_url": "http://127.0.0.1:8000/v1"}
+    own = {f"{stage}@mine" for stage in ("train", "sample", "judge")}
+    everything = {f"{stage}@{run}" for stage in ("sample", "judge") for run in RUNS}
+    for change, stages in (
+        (lambda c: c["runs"].update(mine=mine), own),
+        (lambda c: c["studies"]["toy"]["suites"].append(suite), {s for s in everything if s.startswith("sample")}),
+        (lambda c: c["studies"]["toy"]["judges"].update(mine=judge), {s for s in everything if s.startswith("judge")}),
+        (lambda c: c["bases"]["hub"].update(new={"repository": "a/b", "revision": "0" * 40}), {"pin@new"}),
+    ):
+        content = study()
+        change(content)
+        write_params(done, content)
+        try:
+            found = changed(done).keys()
+        finally:
+            write_params(done, study())
+        assert found == stages | {"aggregate@toy"}
+
+
 def test_the_precision_of_a_base_is_what_it_is_sampled_in(done):
     content = study()
     content["studies"]["toy"]["training"]["precision"] = "bfloat16"
