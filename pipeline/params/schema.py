@@ -125,7 +125,7 @@ class Study(Settings):
     held_out: Listed[str]
     refused: str | None = None
     expectations: Annotated[Listed[Pair], Field(min_length=1)]
-    defaults: Defaults = Defaults()
+    defaults: Defaults
     judges: Annotated[dict[str, JudgeConfig], Field(min_length=1)]
     training: Training
     sampling: Sampling

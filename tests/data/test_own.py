@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from pipeline.common.errors import UserError
 from pipeline.common.files import sha256_file
-from pipeline.data.own import LONGEST_ROW, OwnSuite, read_own_examples, read_own_suite, usable, verified
+from pipeline.data.own import (
+    LONGEST_ROW,
+    OwnSuite,
+    read_hub_examples,
+    read_own_examples,
+    read_own_suite,
+    usable,
+    verified,
+)
 
 CHAT = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
 PAIR = {"prompt": "q", "completion": "a"}
@@ -108,6 +116,17 @@ def test_no_usable_text_is_changed(pairs):
         assert not rows or "surrogate" in str(error)
         return
     assert [(one.prompt[0].content, one.answer) for one in examples] == [tuple(row.values()) for _, row in rows]
+
+
+def test_a_dataset_is_read_by_split_as_the_hub_serves_it(tmp_path):
+    """datasets takes a folder for a repository; what it gives is what it gives of one on the hub."""
+    (tmp_path / "train.jsonl").write_bytes(lines(PAIR))
+    (tmp_path / "test.jsonl").write_bytes(lines(PAIR, PAIR))
+    assert len(read_hub_examples(str(tmp_path), "0" * 40, "train")[0]) == 1
+    examples, _ = read_hub_examples(str(tmp_path), "0" * 40, "test")
+    assert [one.answer for one in examples] == ["a", "a"]
+    with pytest.raises(UserError, match=r"the dataset .* at 000000000000, dev cannot be read: Unknown split"):
+        read_hub_examples(str(tmp_path), "0" * 40, "dev")
 
 
 def suite(file, **more):

@@ -67,6 +67,20 @@ def test_what_no_result_depends_on_makes_no_stage_out_of_date(edit):
     assert changed(folder) == {}
 
 
+def test_every_parameter_that_a_stage_names_is_in_the_file():
+    """DVC stops at a key that is not there, and the schema gives some of them a default."""
+    stages, params = (yaml.safe_load((REPOSITORY / name).read_text()) for name in ("dvc.yaml", "params.yaml"))
+    for stage in stages["stages"].values():
+        items = params
+        for part in stage["foreach"].removeprefix("${").removesuffix("}").split("."):
+            items = items[part]
+        for key, item in items.items():
+            for name in stage["do"].get("params", ()):
+                found = params
+                for part in name.replace("${key}", key).replace("${item.study}", str(item.get("study"))).split("."):
+                    found = found[part]
+
+
 def test_a_tables_text_makes_the_aggregate_alone_out_of_date(edit):
     assert changed(edit("pipeline/results/tables.py")).keys() == {"aggregate@toy"}
 

@@ -34,7 +34,7 @@ def checkout(folder: Path) -> Path:
     params["bases"]["toy"] = {"e8": params["bases"]["toy"]["e8"]}
     params["runs"] = {name: params["runs"][name] for name in (BASE, TUNED)}
     params["runs"][TUNED] |= {
-        "lora": {"rank": 1, "alpha": 16.0, "experts": [0], "layers": [1], "projections": ["down"]},
+        "lora": {"rank": 1, "experts": [0], "layers": [1], "projections": ["down"], "attention": False},
         "trajectory": {"every": 1, "samples_per_prompt": 1},
     }
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
