@@ -1,6 +1,7 @@
 # One command does everything: `make reproduce` (a study) and `make test` set up .venv themselves.
 # STUDY= chooses a study, JOBS= how many bases or runs are worked on side by side, ENGINE=ray a cluster (docs/cluster.md),
-# SOURCE= a folder to take data from, LOCK= cpu or gpu where this machine's choice is not to your liking.
+# SOURCE= a folder to take data from, FROM= a level (adapters, answers, verdicts) to fetch
+# from EMOE_REMOTE instead of computing it, LOCK= cpu or gpu where this machine's choice is not to your liking.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -12,11 +13,15 @@ VENV ?= .venv
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 # Bytecode makes imports three times as fast, and torch is imported by every stage.
 export PYTHONDONTWRITEBYTECODE :=
+# Another job's Python, packages and repository are not this one's.
+unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX PIP_REQUIRE_VIRTUALENV CDPATH GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE
 export TOKENIZERS_PARALLELISM := false
 export DVC_NO_ANALYTICS := 1
+# DVC's own place for what it knows of files is open to every user of the machine.
+export DVC_SITE_CACHE_DIR := $(CURDIR)/.dvc/tmp/site
 RUN := python -m pipeline
 
-.PHONY: setup vllm-cpu reproduce test audit doctor estimate verify data lint lock image image-digest container-test clean help
+.PHONY: setup vllm-cpu reproduce check publish cross-cpu test audit doctor estimate verify data lint lock image image-digest container-test clean help
 
 setup:  ## create .venv and install the locked packages (reproduce and test do it by themselves)
 	@bash locks/setup.sh $(VENV) $(PYTHON) $(LOCK)
@@ -25,7 +30,17 @@ vllm-cpu:  ## create .venv-vllm, where the vllm backend runs without a GPU (its 
 	@bash locks/setup.sh .venv-vllm $(PYTHON) vllm-cpu
 
 reproduce: setup  ## rebuild a study: STUDY=toy (CPU, minutes); STUDY is chosen by this machine if you don't; ENGINE=ray
-	@$(RUN) reproduce $(if $(STUDY),--study $(STUDY)) $(if $(JOBS),--jobs $(JOBS)) $(if $(ENGINE),--engine $(ENGINE))
+	@$(RUN) reproduce $(if $(STUDY),--study $(STUDY)) $(if $(JOBS),--jobs $(JOBS)) $(if $(ENGINE),--engine $(ENGINE)) \
+	  $(if $(FROM),--from $(FROM))
+
+check: setup  ## two minutes: audit, a smoke study through the real stages, verify, this machine, the next command
+	@$(RUN) check
+
+publish: setup  ## push a finished study's levels to a DVC remote: STUDY= REMOTE=; a dry run without CONFIRM=yes
+	@$(RUN) publish --study $(STUDY) --remote $(REMOTE) $(if $(filter yes,$(CONFIRM)),--confirm)
+
+cross-cpu: setup  ## toy results on this processor and on emulated ones (Debian's qemu-user; 15 minutes)
+	@python .ci/cross_cpu.py $(ARGS)
 
 estimate: setup  ## tokens, money, GPU hours and disk of a study before anything is spent: STUDY=toy
 	@$(RUN) estimate $(if $(STUDY),--study $(STUDY))

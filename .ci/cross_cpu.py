@@ -20,7 +20,6 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 MODELS = ("Haswell", "EPYC-Rome", "Nehalem")
 WITHOUT_AVX2 = ("Nehalem",)
 EMULATOR = "qemu-x86_64"
@@ -35,6 +34,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.worker:
         return do_stages(avx2=arguments.worker == "avx2")
+    sys.path.insert(0, str(ROOT))  # a worker imports the copy that it is in
     if shutil.which(EMULATOR) is None:
         print(f"error: {EMULATOR} is not here (Debian: apt-get install qemu-user). Nothing was compared.")
         return 2

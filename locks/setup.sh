@@ -3,7 +3,11 @@
 # Without a third argument the GPU lock goes in where this machine can use it, else the CPU lock.
 # Idempotent: what is there already stays; an interrupted set-up is taken up where it stopped.
 set -euo pipefail
+# Another job's Python, packages and folders are not this one's.
+unset CDPATH PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT PIP_REQUIRE_VIRTUALENV VIRTUAL_ENV
 cd "$(dirname "$0")/.."
+# A numeric user of a container may have no home.
+if [ -z "${HOME:-}" ]; then export HOME="$PWD/.cache/home" && mkdir -p "$HOME"; fi
 venv=$1 python=$2 lock=${3:-}
 
 fail() { echo "error: $*" >&2; exit 2; }
@@ -21,6 +25,8 @@ ready() { contents "$1" | cmp -s - "$venv/ready"; }
 
 # The GPUs that study moe can use, as `make reproduce` looks for them.
 ampere() {
+  # Unset: all are visible; "", -1 and the like: none.
+  case "${CUDA_VISIBLE_DEVICES-all}" in '' | -* | none | NoDevFiles) return 1 ;; esac
   command -v nvidia-smi >/dev/null &&
     nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | awk '$1 >= 8 { yes = 1 } END { exit !yes }'
 }

@@ -20,6 +20,7 @@ from pipeline.common.errors import UserError
 
 COMMANDS = {
     "reproduce": ("pipeline.commands.reproduce", "rebuild a study, whatever of it is missing or out of date"),
+    "check": ("pipeline.commands.check", "two minutes: audit, a smoke study, verify, this machine, what next"),
     "estimate": ("pipeline.commands.estimate", "say what a study will take: requests, tokens, money, GPU hours, disk"),
     "pretrain": ("pipeline.pretrain", "make a toy base model from scratch (stage pretrain@BASE)"),
     "pin": ("pipeline.pin", "fetch a hub model at its pinned commit (stage pin@BASE)"),
@@ -37,6 +38,7 @@ COMMANDS = {
     "pin-files": ("pipeline.commands.pin_files", "write the hashes of your own files into params.yaml"),
     "schema": ("pipeline.commands.schema", "print the JSON schema of params.yaml, for editors"),
     "provenance": ("pipeline.commands.provenance", "write down where a study's results come from"),
+    "publish": ("pipeline.commands.publish", "push a finished study's levels to a DVC remote"),
     "doctor": ("pipeline.commands.doctor", "can this machine do a study, and what is to be done if not"),
 }
 

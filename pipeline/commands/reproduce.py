@@ -11,13 +11,18 @@ import re
 import time
 from collections.abc import Iterator
 
+from filelock import FileLock, Timeout
+
 from pipeline.commands import provenance
 from pipeline.common.errors import UserError
+from pipeline.common.numerics import has_avx2
 from pipeline.common.paths import CACHE, FIGURES
 from pipeline.params.edit import pin_files
 from pipeline.params.load import load_params
 from pipeline.running.choose import choose_study
-from pipeline.running.dvc import changed
+from pipeline.running.committed import compare_with_committed
+from pipeline.running.dvc import is_changed, wait_for_left_over
+from pipeline.running.levels import LEVELS, fetch_level
 from pipeline.running.local import default_jobs, reproduce
 from pipeline.running.progress import clock
 
@@ -29,6 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--jobs",
         type=_count,
         help="bases, then chains of runs, worked on side by side (default: one a core, 3 at most; hub studies 1)",
+    )
+    parser.add_argument(
+        "--from",
+        dest="level",
+        choices=LEVELS,
+        help="fetch this level of the study from EMOE_REMOTE or DVC's default remote, and do what comes after it",
     )
     parser.add_argument(
         "--engine",
@@ -44,10 +55,18 @@ def main(args: argparse.Namespace) -> None:
         print(f"params.yaml now has the SHA-256 of {written}", flush=True)
     params = load_params()
     name, why = choose_study(params, args.study)
+    if args.level and args.engine == "ray":
+        raise UserError("--from does not go with --engine ray: what comes after a level is done on one machine.")
     print(f"Study: {name}, because {why}.", flush=True)
+    if params.study(name).world == "toy" and not has_avx2():
+        print("This processor is no x86-64 with AVX2: the last digits of some results will not be the committed ones.")
     started = time.monotonic()
     with _one_at_a_time():
-        if changed(f"aggregate@{name}"):
+        wait_for_left_over()
+        if args.level:
+            fetch_level(params, name, args.level)
+            reproduce(params, name, args.jobs or default_jobs(params, name), args.level)
+        elif is_changed(f"aggregate@{name}"):
             if args.engine == "ray":
                 from pipeline.running.cluster import head
 
@@ -56,6 +75,7 @@ def main(args: argparse.Namespace) -> None:
                 reproduce(params, name, args.jobs or default_jobs(params, name))
     _print_results(name, time.monotonic() - started)
     provenance.write(params, name)
+    print(compare_with_committed(name))
 
 
 def _count(text: str) -> int:
@@ -67,15 +87,12 @@ def _count(text: str) -> int:
 @contextlib.contextmanager
 def _one_at_a_time() -> Iterator[None]:
     """Refuse to start beside another `reproduce` in this checkout: both would write the same files."""
-    import fcntl
-
     CACHE.mkdir(exist_ok=True)
-    with (CACHE / "reproduce.lock").open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError("another `make reproduce` is at work in this checkout; wait for it or stop it.") from None
-        yield
+    try:
+        with FileLock(CACHE / "reproduce.lock", timeout=0):
+            yield
+    except Timeout:
+        raise UserError("another `make reproduce` is at work in this checkout; wait for it or stop it.") from None
 
 
 def _print_results(name: str, seconds: float) -> None:

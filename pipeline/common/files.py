@@ -1,11 +1,12 @@
 """Files appear whole or not at all: write to a temporary name, fsync, rename."""
 
 import contextlib
+import errno
 import functools
+import glob
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,41 +14,73 @@ from typing import Any
 from pipeline.common.errors import UserError
 
 DEEPEST = 50  # levels of nesting that a YAML file may have: libyaml's recursion ends the process at some 20,000
+# What network and FUSE file systems say to fsync and chmod that they do not know.
+_UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF})
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is fsynced and renamed to `path`.
 
-    If the body raises, or the process dies, `path` is left exactly as it was.
-    Raises UserError when the folder cannot be written or the disk is full.
+    If the body raises, or the process dies, `path` is left exactly as it was; what killed writers of `path` left
+    beside it is removed. Raises UserError when the folder cannot be written or the disk is full.
     """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
+        _remove_left_over(path)
+        temporary.touch()
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}.") from error
-    temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("rb+") as stream:
+        with temporary.open("rb+") as stream, _where_supported():
             os.fsync(stream.fileno())
-        temporary.chmod(0o644)
+        with _where_supported():
+            temporary.chmod(0o644)
         temporary.replace(path)
-        _sync_folder(path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}. Nothing was replaced.") from error
     finally:
         temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def _remove_left_over(path: Path) -> None:
+    """Remove the temporary files of `path` whose writers are dead."""
+    for file in path.parent.glob(f".{glob.escape(path.name)}.*.tmp{path.suffix}"):
+        writer = file.name.removeprefix(f".{path.name}.").partition(".")[0]
+        if writer.isdecimal() and (int(writer) == os.getpid() or not _exists(int(writer))):
+            file.unlink(missing_ok=True)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def _where_supported() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
 
 
 def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Have the file system keep the folder's new names through a power cut, where it can."""
+    with contextlib.suppress(OSError):  # the file is there; what is left to fail is its surviving a power cut
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

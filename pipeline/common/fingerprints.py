@@ -19,7 +19,7 @@ def folder_hashes(folder: Path) -> dict[str, str]:
 
     Raises UserError when the folder holds no weights.
     """
-    files = sorted(path for path in folder.glob("*") if path.is_file())
+    files = sorted(path for path in folder.glob("*") if path.is_file() and not path.name.startswith("."))
     if not any(path.suffix == ".safetensors" for path in files):
         raise UserError(f"{folder} holds no weights (*.safetensors); run the stage that makes it.")
     return {path.name: sha256_file(path) for path in files}

@@ -1,4 +1,8 @@
-"""Drive DVC: what is out of date, `dvc repro` of some stages, and the files of DVC that a kill cuts short."""
+"""Drive DVC: what is out of date, `dvc repro` of some stages, dvc.lock, and the files of DVC that a kill cuts short.
+
+Whatever knows or changes DVC's insides is here. As a program, this is `dvc` for `repro`: it ends with the process that
+started it, and takes nobody for a reader or writer of a file who is not.
+"""
 
 import contextlib
 import functools
@@ -7,36 +11,55 @@ import os
 import re
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from pipeline.common.errors import UserError, with_causes
+from pipeline.common.git import ELSEWHERE
 from pipeline.common.paths import CACHE
+from pipeline.common.processes import end_with_parent, lives
 from pipeline.running.progress import Progress
 
-COLLECTED_S = 10.0
 LOG = CACHE / "reproduce.log"
 LOCK = Path("dvc.lock")
 READERS = Path(".dvc/tmp/rwlock")
+# DVC's own place for what it knows of files is open to every user of the machine.
+SITE_CACHE = Path(".dvc/tmp/site")
+ENDING_S = 60.0
 _RUNNING = re.compile(r"Running stage '(\S+?)'")
 _FAILED = re.compile(r"failed to reproduce '(\S+?)'")
 _BLOCKED = "is busy, it is being blocked by"
 _SKIPPED = re.compile(r"Stage '(\S+?)' (?:didn't change|is cached)")
+_MODULE = "pipeline.running.dvc"
+_HERE = "emoe-dvc"
 
 
-def put_aside_what_is_cut_short() -> bool:
-    """Move what cannot be read of dvc.lock, and of DVC's list of who reads what, to the cache folder; is there any?
+@contextlib.contextmanager
+def repository(settings: dict[str, Any] | None = None) -> Iterator[Any]:
+    """This checkout as DVC has it (a dvc.repo.Repo), with these settings over its own, in this process."""
+    from dvc.repo import Repo
+
+    os.environ["DVC_SITE_CACHE_DIR"] = str(SITE_CACHE.resolve())
+    for name in ELSEWHERE:
+        os.environ.pop(name, None)
+    with Repo(config=settings) as repo:
+        yield repo
+
+
+def set_aside_unreadable_files() -> bool:
+    """Move dvc.lock, and DVC's list of who reads what, to the cache folder where they cannot be read; were there any?
 
     DVC does not write them in one piece, so a kill may leave a part. DVC's run cache knows what dvc.lock said.
     """
     from dvc.dvcfile import Lockfile
     from dvc.exceptions import DvcException
-    from dvc.repo import Repo
 
     found = False
     # Where there is no repository, or another DVC holds it, nothing is found.
-    with contextlib.suppress(DvcException), Repo() as repo, repo.lock:
+    with contextlib.suppress(DvcException), repository() as repo, repo.lock:
         readers = {
             LOCK: lambda: Lockfile(repo, str(LOCK.resolve())).load(),
             READERS: lambda: json.loads(READERS.read_bytes()),
@@ -52,23 +75,22 @@ def put_aside_what_is_cut_short() -> bool:
     return found
 
 
-def changed(stage: str) -> bool:
+def is_changed(stage: str) -> bool:
     """Whether DVC finds anything to do for a stage and all that it depends on.
 
-    Its files that a kill cut short are put aside: then there is.
+    Its files that a kill cut short are set aside: then there is.
     Raises UserError where DVC cannot tell, as other files of its own are broken.
     """
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
-    from dvc.repo import Repo
 
     try:
-        with Repo() as repo:
+        with repository() as repo:
             return bool(out_of_date(repo, stage))
     except LockError:
         return True  # another DVC is at work, or was killed: `dvc repro` waits for it
     except DvcException as error:
-        if put_aside_what_is_cut_short():
+        if set_aside_unreadable_files():
             return True
         raise UserError(f"DVC cannot go on: {with_causes(error)}") from error
 
@@ -93,23 +115,21 @@ def repro(stages: list[str], progress: Progress) -> str | None:
     """Have DVC do these stages, one after another; returns None, or what failed and its last words.
 
     What they depend on must be among those before them, or be done: DVC is not let to look at it, as it takes a base
-    that another `dvc repro` reads for busy. It also takes one for busy whose reader was killed, until the system has
-    collected that process, seconds later on some machines; so it is asked again for as long.
+    that another `dvc repro` reads for busy.
     """
-    started = time.monotonic()
-    while (failure := _dvc_repro(stages, progress)) and _BLOCKED in failure:
-        if time.monotonic() - started > COLLECTED_S:
-            return f"{failure}. Wait for these processes, or end them; if they are not DVC's, remove .dvc/tmp/rwlock."
-        time.sleep(0.5)
-    return failure
-
-
-def _dvc_repro(stages: list[str], progress: Progress) -> str | None:
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", *stages]
+    command = [sys.executable, "-m", _MODULE, "--wait-for-lock", "repro", "--single-item", *stages]
+    environment = {name: value for name, value in os.environ.items() if name not in ELSEWHERE}
     # Unbuffered: a stage's line must come when it begins, not when a pipe's buffer is full.
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", "PATH": _path()}
+    environment |= {"PYTHONUNBUFFERED": "1", "PATH": path_of_this_python()}
+    environment |= {"DVC_SITE_CACHE_DIR": str(SITE_CACHE.resolve())}
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=environment,
     )
     assert process.stdout is not None
     current: str | None = None
@@ -133,7 +153,52 @@ def _dvc_repro(stages: list[str], progress: Progress) -> str | None:
     failed = next((found[1] for line in tail if (found := _FAILED.search(line))), current)
     if current and failed != current:
         progress.finish(current, ran=True)
-    return f"{failed or ', '.join(stages)} failed: " + " ".join(words)
+    failure = f"{failed or ', '.join(stages)} failed: " + " ".join(words)
+    return f"{failure}. Wait for these processes, or end them." if _BLOCKED in failure else failure
+
+
+def wait_for_left_over() -> None:
+    """Wait until what an earlier `reproduce` started here, and was killed before, has ended.
+
+    Raises UserError where it does not end.
+    """
+    left = [process for process in psutil.process_iter(["cmdline"]) if _is_left_over(process)]
+    if not left:
+        return
+    numbers = ", ".join(str(process.pid) for process in left)
+    print(f"Waiting for what an earlier `make reproduce` started here to end (PID {numbers}).", flush=True)
+    _, alive = psutil.wait_procs(left, timeout=ENDING_S)
+    if alive := [process for process in alive if lives(process)]:
+        numbers = " ".join(str(process.pid) for process in alive)
+        raise UserError(f"an earlier `make reproduce` left processes that do not end; end them: kill -9 {numbers}")
+
+
+def _is_left_over(process: psutil.Process) -> bool:
+    if _MODULE not in (process.info["cmdline"] or ()):
+        return False
+    try:
+        return Path(process.cwd()) == Path.cwd() and lives(process)
+    except (psutil.Error, OSError):
+        return False
+
+
+def keep_in_lock(entries: dict[str, Any]) -> None:
+    """Put DVC's records of stages that were done on other machines into dvc.lock."""
+    from dvc.utils.serialize import modify_yaml
+
+    if entries:
+        with modify_yaml(str(LOCK)) as lock:
+            lock.setdefault("schema", "2.0")
+            lock.setdefault("stages", {}).update(entries)
+        sort_lock()
+
+
+def records(stages: list[str]) -> dict[str, Any]:
+    """What dvc.lock says of these stages."""
+    from dvc.utils.serialize import load_yaml
+
+    known = load_yaml(str(LOCK))["stages"] if stages else {}
+    return {name: known[name] for name in stages}
 
 
 def sort_lock() -> None:
@@ -145,6 +210,68 @@ def sort_lock() -> None:
             lock["stages"] = dict(sorted(lock["stages"].items()))
 
 
-def _path() -> str:
+def path_of_this_python() -> str:
     """PATH with this Python first: dvc.yaml says `python`, and means the one that has the packages."""
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+
+
+def main(arguments: list[str]) -> int:
+    """Run `dvc` with these arguments, as part of whoever started this process."""
+    import dvc.rwlock
+    from dvc.cli import main as run_dvc
+
+    end_with_parent()
+    check = dvc.rwlock._check_blockers
+
+    def check_blockers(tmp_dir: str, lock: dict[str, Any], info: dict[str, Any], **options: Any) -> None:
+        forget_dead(lock)
+        check(tmp_dir, lock, info, **options)
+
+    dvc.rwlock._check_blockers = check_blockers
+    # DVC writes this line beside the number of this process: a number alone soon names another one.
+    sys.argv = [f"{_HERE}:{_boot()}:{int(psutil.Process().create_time())}", *arguments]
+    status: int = run_dvc(arguments)
+    return status
+
+
+def forget_dead(lock: dict[str, Any]) -> None:
+    """Remove from DVC's list of readers and writers, in place, the processes that are not those that are named.
+
+    In a container every process has a small number: after a kill, a new one soon has that of a dead one.
+    """
+    for path, entry in list(lock["write"].items()):
+        if entry and not _is_at_work(entry):
+            del lock["write"][path]
+    for path, entries in list(lock["read"].items()):
+        lock["read"][path] = [entry for entry in entries if _is_at_work(entry)]
+        if not lock["read"][path]:
+            del lock["read"][path]
+
+
+def _is_at_work(entry: dict[str, Any]) -> bool:
+    """Whether the process of an entry (its number, and the words that it was started with) lives."""
+    program, *words = str(entry["cmd"]).split(" ")
+    try:
+        process = psutil.Process(int(entry["pid"]))
+        if not lives(process):
+            return False
+        if program.startswith(f"{_HERE}:"):
+            _, boot, started = program.split(":")
+            return boot == _boot() and abs(process.create_time() - int(started)) < 2
+        return " ".join(process.cmdline()).endswith(" ".join(words or ["dvc"]))
+    except (psutil.NoSuchProcess, ValueError):
+        return False
+    except psutil.AccessDenied:
+        return True  # another user's: it lives
+
+
+def _boot() -> str:
+    """What names this start of the machine; "" where nothing does."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

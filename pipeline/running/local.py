@@ -6,12 +6,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pipeline.common.errors import UserError
 from pipeline.common.machine import side_by_side
 from pipeline.common.paths import CACHE
+from pipeline.common.processes import end_descendants
 from pipeline.params.schema import RUN_STAGES, Params
 from pipeline.running.dvc import LOG, repro, sort_lock
+from pipeline.running.levels import stages_after
 from pipeline.running.prepare import fetch_what_is_missing
 from pipeline.running.progress import Progress
 
 MEMORY_A_JOB_GB = 1.2
+GRACE_S = 30.0
 
 
 def default_jobs(params: Params, name: str) -> int:
@@ -21,8 +24,10 @@ def default_jobs(params: Params, name: str) -> int:
     return side_by_side(MEMORY_A_JOB_GB, min(3, len(params.runs_of(name))))
 
 
-def reproduce(params: Params, name: str, jobs: int) -> None:
+def reproduce(params: Params, name: str, jobs: int, level: str | None = None) -> None:
     """Run `dvc repro` for the study, `jobs` of them side by side, until every stage is done.
+
+    level: the level (pipeline/running/levels.py) that is there already; only the stages after it are done.
 
     A failure stops the part it is in, and a base's all of its runs; everything else is done.
     Raises UserError with the failed stages' last words; what was finished stays.
@@ -30,22 +35,30 @@ def reproduce(params: Params, name: str, jobs: int) -> None:
     if params.study(name).world == "hub":
         fetch_what_is_missing(params, name)
     shares = share_out(params, name, jobs)
-    progress = Progress(params.stages_of(name))
+    left = set(params.stages_of(name)) if level is None else {*stages_after(params, name, level), f"aggregate@{name}"}
+    progress = Progress([stage for stage in params.stages_of(name) if stage in left])
     CACHE.mkdir(exist_ok=True)
     LOG.write_text("", encoding="utf-8")
 
+    def do(stages: list[str]) -> str | None:
+        """Their failure; of those that are left."""
+        stages = [stage for stage in stages if stage in left]
+        return repro(stages, progress) if stages else None
+
     def runs(base: Future[str | None], stages: list[str]) -> str | None:
         """Their failure, if their base is made: what became of it is said once."""
-        return None if base.result() else repro(stages, progress)
+        return None if base.result() else do(stages)
 
-    with ThreadPoolExecutor(jobs) as pool:
+    with progress, ThreadPoolExecutor(jobs) as pool:
         try:
             # A base takes as long as several runs, so all come before any run: what is at work at the end is short.
-            made = {base: pool.submit(repro, [params.stage_of_base(base)], progress) for base in shares}
+            made = {base: pool.submit(do, [params.stage_of_base(base)]) for base in shares}
             done = [pool.submit(runs, made[base], stages) for base, parts in shares.items() for stages in parts]
             failures = [failure for task in [*made.values(), *done] if (failure := task.result())]
         except BaseException:
+            # Ctrl-C has reached the stages too: a judge keeps the replies that it has paid for, then all end.
             pool.shutdown(wait=False, cancel_futures=True)
+            end_descendants(GRACE_S)
             raise
     if not failures and (failure := repro([f"aggregate@{name}"], progress)):
         failures = [failure]

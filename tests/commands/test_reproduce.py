@@ -1,5 +1,6 @@
 """The whole pipeline on a study cut down to one base and two runs: real stages, real DVC, real kills."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -8,18 +9,18 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 import yaml
 
-from pipeline.commands import reproduce as reproduce_module
 from pipeline.common.errors import UserError
 from pipeline.params.load import load_params
 from pipeline.params.schema import RUN_STAGES
-from pipeline.running.dvc import changed, repro
+from pipeline.running import local
+from pipeline.running.dvc import is_changed, repro, wait_for_left_over
 from pipeline.running.local import share_out
 from pipeline.running.progress import Progress
 from tests.support.checkout import BASE, REPOSITORY, TUNED, checkout, environment, hashes, reproduce, run
@@ -84,9 +85,9 @@ def test_what_fails_stops_what_needs_it_and_nothing_else(tmp_path, monkeypatch):
         asked.extend(stages)
         return f"{stages[0]} failed" if stages[0] in ("pretrain@e8", "train@toy_e16_base") else None
 
-    monkeypatch.setattr(reproduce_module, "repro", repro)
+    monkeypatch.setattr(local, "repro", repro)
     with pytest.raises(UserError, match=r"^pretrain@e8 failed\ntrain@toy_e16_base failed\nWhat was finished is kept"):
-        reproduce_module.reproduce(params, "toy", 3)
+        local.reproduce(params, "toy", 3)
     left_out = {
         f"{stage}@{run}" for stage in RUN_STAGES for run in params.runs_of("toy") if params.base_of(run) == "e8"
     }
@@ -97,6 +98,7 @@ def test_what_fails_stops_what_needs_it_and_nothing_else(tmp_path, monkeypatch):
 def two_stages(tmp_path, monkeypatch):
     """A DVC repository in which stage `second` reads what stage `first` writes."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     (tmp_path / ".cache").mkdir()
     stages = {
         "first": {"cmd": "echo a > a", "outs": ["a"]},
@@ -108,32 +110,63 @@ def two_stages(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_base_that_a_dying_process_reads_is_waited_for_and_a_living_one_is_named(two_stages, monkeypatch):
-    with subprocess.Popen(["sleep", "600"]) as reader:
-        holder = {"pid": reader.pid, "cmd": "dvc repro second"}
-        held = json.dumps({"read": {str(two_stages / "a"): [holder]}, "write": {}})
-        (two_stages / ".dvc" / "tmp" / "rwlock").write_text(held)
-        monkeypatch.setattr(reproduce_module, "COLLECTED_S", 0.0)
+@contextlib.contextmanager
+def killed(process):
+    try:
+        yield
+    finally:
+        process.kill()
+
+
+def held(folder, process: int, words: str) -> None:
+    """Have DVC's list say that a process reads what stage `first` writes."""
+    readers = {"read": {str(folder / "a"): [{"pid": process, "cmd": words}]}, "write": {}}
+    (folder / ".dvc" / "tmp" / "rwlock").write_text(json.dumps(readers))
+
+
+def test_a_living_dvc_that_reads_a_base_is_named(two_stages):
+    script = "import time; time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", script, "repro", "second"]) as reader, killed(reader):
+        held(two_stages, reader.pid, "dvc repro second")
         failure = repro(["first"], Progress(["first"]))
         assert failure is not None and failure.startswith("first failed: ")
         assert f"(PID {reader.pid}): dvc repro second. Wait for these processes" in failure
-        monkeypatch.setattr(reproduce_module, "COLLECTED_S", 60.0)
-        # Dead, and collected by nobody, until the asking has begun.
+        # Dead, and collected by nobody.
         reader.kill()
-        collector = threading.Timer(1.5, reader.wait)
-        collector.start()
+        time.sleep(0.2)
+        assert psutil.Process(reader.pid).status() == psutil.STATUS_ZOMBIE
         assert repro(["first", "second"], Progress(["first", "second"])) is None
-        collector.join()
     assert (two_stages / "b").read_text() == "a\n"
 
 
+def test_a_number_that_another_process_has_by_now_is_no_reader(two_stages):
+    """In a container a new process soon has the number of one that was killed."""
+    with subprocess.Popen(["sleep", "600"]) as another:
+        try:
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+            for program in ("dvc", f"emoe-dvc:{boot}:1", "emoe-dvc:another-boot:1"):
+                held(two_stages, another.pid, f"{program} repro second")
+                assert repro(["first"], Progress(["first"])) is None
+        finally:
+            another.kill()
+
+
+def test_what_a_killed_reproduce_left_is_waited_for_and_said(two_stages, capsys):
+    command = [sys.executable, "-c", "import time; time.sleep(1.5)", "pipeline.running.dvc"]
+    with subprocess.Popen(command):
+        wait_for_left_over()
+    assert "Waiting for what an earlier `make reproduce` started here to end (PID " in capsys.readouterr().out
+    wait_for_left_over()
+    assert capsys.readouterr().out == ""
+
+
 def test_broken_files_of_dvc_are_an_error_and_what_changed_is_seen(two_stages):
-    assert changed("second")
+    assert is_changed("second")
     assert repro(["first", "second"], Progress(["first", "second"])) is None
-    assert not changed("second")
+    assert not is_changed("second")
     (two_stages / "data.dvc").write_text("<<<<<<< HEAD\nouts: []\n=======\n")
     with pytest.raises(UserError, match=r"DVC cannot go on: .*data\.dvc"):
-        changed("second")
+        is_changed("second")
 
 
 # What shows that a stage is in the middle of its work: half of its seeds, a checkpoint, some answers, some replies.
@@ -202,12 +235,12 @@ def test_a_failed_stage_says_why_and_the_next_try_finishes(finished, tmp_path):
         shutil.copytree(finished[0] / name, folder / name, dirs_exist_ok=True)
     shutil.copy2(finished[0] / "dvc.lock", folder)
     expected = hashes(folder)
-    prompts = folder / "pipeline" / "judging" / "toy_prompts.yaml"
+    prompts = folder / "pipeline" / "toy" / "judge_prompts.yaml"
     good = prompts.read_text()
     prompts.write_text(good.replace("coherence:", "cohesion:"))
     result = reproduce(folder)
     assert result.returncode == 2 and "Traceback" not in result.stderr
-    assert re.search(r"judge@\S+ failed: error: .*toy_prompts\.yaml", result.stderr), result.stderr
+    assert re.search(r"judge@\S+ failed: error: .*judge_prompts\.yaml", result.stderr), result.stderr
     prompts.write_text(good)
     assert reproduce(folder).returncode == 0
     assert hashes(folder) == expected

@@ -25,7 +25,7 @@ from pipeline.params.schema import Params
 from pipeline.running.cluster import task
 from pipeline.running.cluster.board import Board
 from pipeline.running.cluster.plan import Plan, Task, make_plan, remote_of
-from pipeline.running.dvc import LOCK, LOG, repro, sort_lock
+from pipeline.running.dvc import LOG, keep_in_lock, records, repository, repro, sort_lock
 from pipeline.running.local import MEMORY_A_JOB_GB
 from pipeline.running.progress import Progress
 
@@ -75,9 +75,7 @@ def reproduce(params: Params, study: str) -> None:
 
 def rebuild(params: Params, study: str, commit: str) -> Outcome:
     """Have what DVC finds out of date done on the cluster, and bring here what came out."""
-    from dvc.repo import Repo
-
-    with Repo() as repo:
+    with repository() as repo:
         plan = make_plan(repo, params, study)
         remote, settings = remote_of(repo)
         if plan.ready:
@@ -96,9 +94,9 @@ def rebuild(params: Params, study: str, commit: str) -> Outcome:
             with LOG.open("a", encoding="utf-8") as log, contextlib.redirect_stderr(log):
                 run_tasks(plan, order, outcome)
         finally:
-            keep_lock(outcome.lock)
+            keep_in_lock(outcome.lock)
     if outcome.lock:
-        with Repo() as repo:
+        with repository() as repo:
             repo.pull(targets=sorted(outcome.lock), force=True, run_cache=True)
     return outcome
 
@@ -194,13 +192,12 @@ def check_address(address: str) -> None:
 def submit(plan: Plan, order: dict[str, Any], events: Any) -> list[tuple[Task, Any]]:
     """Give Ray every task, with the references of those that it must follow."""
     import ray
-    from dvc.utils.serialize import load_yaml
 
     # A worker cannot import this repository before it has checked it out.
     ray.cloudpickle.register_pickle_by_value(task)
     run_stage = ray.remote(task.run_stage)
     bundle = ray.put(make_bundle())
-    known = load_yaml(str(LOCK))["stages"] if plan.ready else {}
+    known = records(list(plan.ready))
     references: dict[str, Any] = {name: {"lock": {name: known[name]}} for name in plan.ready}
     for each in plan.tasks:
         options = run_stage.options(
@@ -259,14 +256,3 @@ def keep_records(stage: str, log: str, lines: str) -> None:
     there = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     with path.open("a", encoding="utf-8") as stream:
         stream.writelines(f"{line}\n" for line in lines.splitlines() if line not in there)
-
-
-def keep_lock(entries: dict[str, Any]) -> None:
-    """Put what DVC recorded of the stages on their nodes into dvc.lock."""
-    from dvc.utils.serialize import modify_yaml
-
-    if entries:
-        with modify_yaml(str(LOCK)) as lock:
-            lock.setdefault("schema", "2.0")
-            lock.setdefault("stages", {}).update(entries)
-        sort_lock()

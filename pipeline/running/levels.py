@@ -1,0 +1,91 @@
+"""A study's levels: what lies between its stages, to be fetched instead of computed, and to be published.
+
+adapters    what training made (with the toy's bases); sampling comes next
+answers     what the models said; judging comes next, and no GPU is needed
+verdicts    what the judges said; tables and figures come next
+"""
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pipeline.common.errors import UserError, with_causes
+from pipeline.common.paths import ARTIFACTS
+from pipeline.params.schema import Params
+from pipeline.running.dvc import repository
+
+REMOTE = "EMOE_REMOTE"
+LEVELS = ("adapters", "answers", "verdicts")
+_MADE_BY = {"adapters": "train", "answers": "sample", "verdicts": "judge"}
+
+
+def stages_of_level(params: Params, study: str, level: str) -> list[str]:
+    """The stages whose outputs are this level, in the order of params.yaml."""
+    stages = [f"{_MADE_BY[level]}@{run}" for run in params.runs_of(study)]
+    if level == "adapters":
+        # The toy's bases were made here; others are fetched from their hub by the stage `pin`.
+        stages = [name for base in params.bases_of(study) if (name := params.stage_of_base(base))] + stages
+    return stages
+
+
+def stages_after(params: Params, study: str, level: str) -> list[str]:
+    """The stages that are left when this level is there, before the study's aggregate."""
+    kinds = ("train", "sample", "judge")
+    left = kinds[kinds.index(_MADE_BY[level]) + 1 :]
+    return [f"{kind}@{run}" for run in params.runs_of(study) for kind in left]
+
+
+def fetch_level(params: Params, study: str, level: str) -> None:
+    """Bring a level here, and the adapters, which tables are made of too: from EMOE_REMOTE or DVC's default remote.
+
+    EMOE_REMOTE is a DVC remote's address (a folder, https://, s3://, ...) or a folder laid out like artifacts/.
+    Raises UserError naming what the remote does not have.
+    """
+    address = os.environ.get(REMOTE, "")
+    levels = dict.fromkeys(["adapters", level])
+    archive = Path(address) / study
+    if address and archive.is_dir():
+        for each in levels:
+            if not (archive / each).is_dir():
+                raise UserError(f"{REMOTE} is {address}, and there is no folder {study}/{each} in it.")
+            shutil.copytree(archive / each, ARTIFACTS / study / each, dirs_exist_ok=True)
+        return
+    stages = [stage for each in levels for stage in stages_of_level(params, study, each)]
+    if level != "adapters":
+        stages = [stage for stage in stages if stage.partition("@")[0] in _MADE_BY.values()]
+    with repository(remote_config(address)) as repo:
+        pull(repo, stages)
+
+
+def remote_config(address: str) -> dict[str, Any] | None:
+    """DVC's configuration with this address as its only default remote; None: as the checkout has it."""
+    if not address:
+        return None
+    url = address if "://" in address else str(Path(address).resolve())
+    return {"core": {"remote": "emoe"}, "remote": {"emoe": {"url": url}}}
+
+
+def pull(repo: Any, stages: list[str]) -> None:
+    """Fetch these stages' outputs. Raises UserError naming those that cannot be had."""
+    from dvc.exceptions import DvcException
+
+    cause = ""
+    try:
+        repo.pull(targets=stages, force=True)
+    except DvcException as error:
+        cause = with_causes(error)
+    if missing := sorted(str(path) for path in outputs(repo, stages) if not path.exists()):
+        shown = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
+        remote = repo.config["core"].get("remote") or "no remote (set EMOE_REMOTE, or `dvc remote add --default`)"
+        url = repo.config["remote"].get(remote, {}).get("url", "")
+        raise UserError(f"not to be had from {url or remote}: {shown}. {cause}".strip())
+    if cause:
+        raise UserError(f"DVC cannot fetch: {cause}")
+
+
+def outputs(repo: Any, stages: Iterable[str]) -> list[Path]:
+    """The stages' outputs, as paths in this checkout."""
+    root = Path(repo.root_dir)
+    return [Path(out.fs_path).relative_to(root) for name in stages for out in repo.stage.collect(name)[0].outs]
