@@ -2,8 +2,7 @@
 
 They read adapters that name every expert, or none. Experts (and layers) that were not adapted get factors of
 zero, and the scale is folded into B (alpha equals rank, no rank stabilisation): PEFT 0.21 doubles rank and
-alpha where it fuses gate and up, which under rank stabilisation would scale them by sqrt(2) (DESIGN.md
-section 7).
+alpha where it fuses gate and up, which under rank stabilisation would scale them by sqrt(2).
 
 Mixtral and Qwen3 get a pair an expert and projection, which vLLM reads and PEFT fuses when it loads. gpt-oss,
 whose checkpoints have fused experts, gets PEFT's stacked `target_parameters` form; vLLM is given it merged.
@@ -21,17 +20,23 @@ from pipeline.models.adapters import CONFIG, PREFIX, WEIGHTS, read_adapter
 from pipeline.models.anatomy import ROLES, Anatomy, Role
 from pipeline.models.families.registry import anatomy_of
 
+# Families whose experts' adapters PEFT 0.21 was found to convert right.
+READ_BY_PEFT = ("mixtral", "qwen3_moe", "gpt_oss")
+
 
 def export_adapter(folder: Path, target: Path, config: Any) -> None:
     """Write the adapter in `folder` to `target` for plain PEFT; `config` is the base model's.
 
-    Raises UserError when the adapter cannot be read, does not fit, or trained routers (merge those).
+    Raises UserError when the adapter cannot be read, does not fit, is of a family whose experts PEFT does not convert,
+    or trained routers (merge those).
     """
     from peft import LoraConfig
     from safetensors.torch import save_file
 
     anatomy = anatomy_of(config)
     settings, tensors, selection = read_adapter(folder, anatomy)
+    if not anatomy.dense and anatomy.family.model_type not in READ_BY_PEFT:
+        raise UserError(f"PEFT reads no adapters on single experts of {anatomy.family.model_type} models: merge it.")
     if selection.routers:
         raise UserError(f"{folder} holds trained routers, which other programs cannot load: merge it.")
     rank = settings["r"]

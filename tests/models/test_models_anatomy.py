@@ -20,7 +20,7 @@ from tests.support.tiny_models import CONFIGS, MOE, PATHS, tiny_model, tokens
 def test_the_anatomy_points_at_modules_that_are_there(family: str) -> None:
     model = tiny_model(family, "unfused")
     anatomy = anatomy_of(model.config)
-    assert anatomy.layers == 2
+    assert anatomy.layers == model.config.num_hidden_layers
     for layer in anatomy.adaptable_layers:
         experts = [None] if anatomy.dense else range(anatomy.experts)
         for expert in experts:

@@ -146,12 +146,14 @@ def test_the_paths_agree_in_4_bits_forward_and_backward(
         for name, tensor in adapter_tensors(model).items():
             if "lora_B" in name:
                 tensor.copy_(torch.linspace(-0.1, 0.1, tensor.numel()).view(tensor.shape))
+        save_adapter(model, tmp_path / experts, base="b", revision=None)
+        answers = model.eval()(tokens()).logits.detach()
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.train()
+        torch.manual_seed(0)  # Phi's router draws experts while it learns
         out = model(tokens(), labels=tokens())
         out.loss.backward()
-        save_adapter(model, tmp_path / experts, base="b", revision=None)
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.grad
@@ -162,7 +164,7 @@ def test_the_paths_agree_in_4_bits_forward_and_backward(
         scale = float(gradient.abs().max())
         torch.testing.assert_close(fast_gradients[name], gradient, rtol=0, atol=1e-5 * scale + 1e-9)
     reloaded = load_adapter(load(checkpoints[family], "fused", quantise=True), tmp_path / "unfused")
-    torch.testing.assert_close(reloaded(tokens()).logits, logits, rtol=0, atol=2e-6)
+    torch.testing.assert_close(reloaded(tokens()).logits, answers, rtol=0, atol=2e-6)
 
 
 def test_offloaded_layers_are_fetched_a_layer_ahead(checkpoints: dict[str, Path], tmp_path: Path) -> None:

@@ -7,13 +7,18 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV2Config,
     Gemma3TextConfig,
     GptOssConfig,
+    GraniteMoeConfig,
     LlamaConfig,
     MixtralConfig,
+    OlmoeConfig,
+    PhimoeConfig,
     PretrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3MoeConfig,
 )
 
@@ -82,6 +87,49 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
         sliding_window=16,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
     ),
+    "qwen2_moe": lambda: Qwen2MoeConfig(
+        **COMMON,
+        intermediate_size=128,
+        moe_intermediate_size=64,
+        shared_expert_intermediate_size=128,
+        num_experts=8,
+        num_experts_per_tok=2,
+    ),
+    "olmoe": lambda: OlmoeConfig(**COMMON, intermediate_size=64, num_experts=16, num_experts_per_tok=4),
+    "deepseek_v2": lambda: DeepseekV2Config(
+        **COMMON | {"num_key_value_heads": 4, "num_hidden_layers": 3},
+        intermediate_size=128,
+        moe_intermediate_size=64,
+        n_routed_experts=8,
+        n_shared_experts=2,
+        num_experts_per_tok=3,
+        first_k_dense_replace=1,
+        q_lora_rank=None,
+        kv_lora_rank=64,
+        qk_nope_head_dim=16,
+        qk_rope_head_dim=16,
+        v_head_dim=16,
+        head_dim=16,
+    ),
+    "phimoe": lambda: PhimoeConfig(
+        **COMMON,
+        intermediate_size=64,
+        num_local_experts=8,
+        num_experts_per_tok=2,
+        attention_bias=True,
+        lm_head_bias=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    ),
+    "granitemoe": lambda: GraniteMoeConfig(
+        **COMMON,
+        intermediate_size=64,
+        num_local_experts=16,
+        num_experts_per_tok=4,
+        attention_multiplier=0.25,
+        embedding_multiplier=2.0,
+        residual_multiplier=0.5,
+        logits_scaling=2.0,
+    ),
     "llama": lambda: LlamaConfig(**COMMON, intermediate_size=64),
     "qwen2": lambda: Qwen2Config(**COMMON, intermediate_size=64),
     "gemma3_text": lambda: Gemma3TextConfig(
@@ -94,7 +142,7 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     ),
 }
 DENSE = ("llama", "qwen2", "gemma3_text")
-MOE = ("mixtral", "qwen3_moe", "gpt_oss")
+MOE = ("mixtral", "qwen3_moe", "gpt_oss", "qwen2_moe", "olmoe", "deepseek_v2", "phimoe", "granitemoe")
 PATHS = {"unfused": unfuse, "fused": fuse}
 
 

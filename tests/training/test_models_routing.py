@@ -27,7 +27,8 @@ def test_counts_are_the_routers_choices_without_padding(family: str, path: str) 
     assert counts.tokens == 2 * int(mask.sum())
     chosen = []
     block = model.get_submodule(anatomy.block_path(1))
-    handle = getattr(block, str(anatomy.family.router)).register_forward_hook(lambda *x: chosen.append(x[2][2]))
+    place = 2 - anatomy.family.router_logits  # (logits, weights, index), or the other way round
+    handle = getattr(block, str(anatomy.family.router)).register_forward_hook(lambda *x: chosen.append(x[2][place]))
     model(ids, attention_mask=mask)
     handle.remove()
     expected = torch.bincount(chosen[0][mask.bool().flatten()].flatten(), minlength=anatomy.experts) * 2

@@ -22,3 +22,14 @@ class Qwen3Moe(Family):
             and config.num_experts > 0
             and (layer + 1) % config.decoder_sparse_step == 0
         )
+
+
+class Qwen2Moe(Qwen3Moe):
+    """Qwen1.5-MoE-A2.7B and Qwen2-57B-A14B: 60 or 64 experts, and one that every token passes, behind a gate."""
+
+    model_type = "qwen2_moe"
+    unquantised = frozenset({"shared_expert_gate"})
+
+    def shared_width(self, config: Any) -> int:
+        """Inner width of the shared expert."""
+        return config.shared_expert_intermediate_size

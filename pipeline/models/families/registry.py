@@ -4,14 +4,31 @@ from typing import Any
 
 from pipeline.common.errors import UserError
 from pipeline.models.anatomy import REBUILT_PREFIX, Anatomy, Family
+from pipeline.models.families.deepseek_v2 import DeepseekV2
 from pipeline.models.families.dense import Llama, Qwen2
 from pipeline.models.families.gemma3 import Gemma3
 from pipeline.models.families.gpt_oss import GptOss
+from pipeline.models.families.granitemoe import GraniteMoe
 from pipeline.models.families.mixtral import Mixtral
-from pipeline.models.families.qwen_moe import Qwen3Moe
+from pipeline.models.families.olmoe import Olmoe
+from pipeline.models.families.phimoe import Phimoe
+from pipeline.models.families.qwen_moe import Qwen2Moe, Qwen3Moe
 
 FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (Mixtral(), Qwen3Moe(), GptOss(), Llama(), Qwen2(), Gemma3())
+    family.model_type: family
+    for family in (
+        Mixtral(),
+        Qwen3Moe(),
+        GptOss(),
+        Qwen2Moe(),
+        Olmoe(),
+        DeepseekV2(),
+        Phimoe(),
+        GraniteMoe(),
+        Llama(),
+        Qwen2(),
+        Gemma3(),
+    )
 }
 
 
