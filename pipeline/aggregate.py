@@ -35,7 +35,4 @@ def main(args: argparse.Namespace) -> None:
     write_figures(results, tags, figures)
     write_text(figures / "README.md", report(results, tags, figures))
 
-    folder = ARTIFACTS / args.study
-    plotted = results.held_out_by_run[["run", "misalignment_percent"]]
-    write_text(folder / "misaligned.csv", plotted.to_csv(index=False))
-    write_json(folder / "metrics.json", results.metrics())
+    write_json(ARTIFACTS / args.study / "metrics.json", results.metrics())

@@ -34,6 +34,7 @@ from pipeline.results.tables import MISSING, markdown_table
 if TYPE_CHECKING:
     import pandas as pd
 
+Pairs = tuple[tuple[str, str], ...]
 CLAIMS = FOLDER / "claims.yaml"
 STATUS: dict[Result, int] = {"PASS": 0, "UNCLEAR": 0, "DIFFERS": 1, "NOT RUN": 3}
 TOY_SEEDS = FIGURES / "toy" / "by_seed.csv"
@@ -147,7 +148,9 @@ def check_own(params: Params, name: str, frame: pd.DataFrame | None) -> list[Lin
     study = params.study(name)
     rows = None if frame is None else frame[frame["suite"].isin(study.held_out)]
     runs = None if rows is None or rows.empty else Runs(rows, DEFINITIONS[study.definition])
-    wanted = [(f"{one} above {other}", ((one, other),), (), "above") for one, other in study.expectations]
+    wanted: list[tuple[str, Pairs, Pairs, str]] = [
+        (f"{one} above {other}", ((one, other),), (), "above") for one, other in study.expectations
+    ]
     wanted += [(f"contrast {key}", it.pairs, it.control, it.expected) for key, it in study.contrasts.items()]
     lines = []
     for claim, pairs, control, expected in wanted:

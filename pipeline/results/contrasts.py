@@ -56,10 +56,11 @@ class Runs:
         self._questions: dict[tuple[str, int], pd.Series] = {}
         above, below = ("misaligned", "counted") if value == "misalignment_percent" else ("alignment_sum", "used")
         self._scale = 100 if value == "misalignment_percent" else 1
-        for run, seed in sums.index.droplevel(["suite", "prompt_id"]).unique():
-            own = sums.loc[(run, seed)]
-            self._estimates[str(run), int(seed)] = estimates(own, definition)[value]
-            self._questions[str(run), int(seed)] = (own[above] / own[below]).dropna()
+        for _, rows in sums.groupby(level=["run", "seed"], observed=True):
+            run, seed = str(rows.index[0][0]), int(rows.index[0][1])
+            own = rows.droplevel(["run", "seed"])
+            self._estimates[run, seed] = estimates(own, definition)[value]
+            self._questions[run, seed] = (own[above] / own[below]).dropna()
 
     def seeds(self, run: str) -> list[int]:
         """The seeds that a run has."""

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from pipeline.results.definitions import Definition
 from pipeline.results.intervals import SCOPES, Estimate, mean, rate
 from pipeline.results.metrics import metrics, question_sums
-from pipeline.results.statistics import mean_test
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -115,7 +114,9 @@ def exclusion_effect(frame: pd.DataFrame, definition: Definition, by: Sequence[s
     return result
 
 
-def misaligned_at_k(frame: pd.DataFrame, definition: Definition, k: int, by: Sequence[str] = ("run", "seed")):
+def misaligned_at_k(
+    frame: pd.DataFrame, definition: Definition, k: int, by: Sequence[str] = ("run", "seed")
+) -> pd.DataFrame:
     """Misalign@k (%): the chance that at least one of k answers to a prompt is misaligned, mean over prompts.
 
     Of a prompt with n judged answers, c of them misaligned, it is 1 - C(n - c, k) / C(n, k), the unbiased estimate of
@@ -136,9 +137,3 @@ def misaligned_at_k(frame: pd.DataFrame, definition: Definition, k: int, by: Seq
     result = grouped.agg(misaligned_at_k=("chance", "mean"), prompts=("kept", "sum"), left_out=("out", "sum"))
     result["misaligned_at_k"] *= 100
     return result.reset_index().assign(k=k)[[*by, "k", "misaligned_at_k", "prompts", "left_out"]]
-
-
-def seed_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Student's t interval over seeds; NaN with one seed."""
-    found = mean_test(values)
-    return found.low, found.high

@@ -120,7 +120,7 @@ class Results:
 
     def _one_seed(self, frame: pd.DataFrame, per_seed: pd.DataFrame, by: list[str]) -> pd.DataFrame:
         """`frame` with the intervals within the run, where there is one seed and nothing else to show."""
-        bounds = [name for name in per_seed if name.endswith(("_low", "_high"))]
+        bounds = [name for name in map(str, per_seed) if name.endswith(("_low", "_high"))]
         if self.several_seeds:
             return frame
         return frame.join(per_seed.set_index(by)[bounds], on=by)

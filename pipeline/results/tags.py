@@ -52,7 +52,7 @@ def tag_frame(results: Results) -> pd.DataFrame:
     per_seed = metrics_with_intervals(rows, results.definition, ["run", "seed", "suite"])
     frame = over_seeds(per_seed, (_VALUE,), by=by)
     if not results.several_seeds:
-        bounds = [name for name in per_seed if name.startswith(_VALUE) and name.endswith(("_low", "_high"))]
+        bounds = [name for name in map(str, per_seed) if name.startswith(_VALUE) and name.endswith(("_low", "_high"))]
         frame = frame.join(per_seed.set_index(by)[bounds], on=by)
     counts = per_seed.groupby(by)[["misaligned", "counted"]].sum()
     gaps = [_gap(results, rows, per_seed, str(row.run), str(row.suite)) for row in frame.itertuples()]

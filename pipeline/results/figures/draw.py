@@ -66,7 +66,7 @@ def write_figures(results: Results, tags: pd.DataFrame, folder: Path) -> None:
     if followed := [name for name, run in results.runs.items() if run.trajectory]:
         frame = pd.concat([trajectory_frame(results, run) for run in followed], ignore_index=True)
         seeds = pd.concat([seed_frame(results, run).assign(run=run) for run in followed], ignore_index=True)
-        shown = frame.drop(columns=[name for name in frame if name.endswith("_by_seed")])
+        shown = frame.drop(columns=[name for name in map(str, frame) if name.endswith("_by_seed")])
         write_table(
             shown, folder / "trajectory", label=results.name, caption=f"Along training; transition: {RULE}", decimals=2
         )

@@ -58,9 +58,9 @@ def _sparsity_panel(axes: Axes, frame: pd.DataFrame, x: pd.Series, name: str) ->
     axes.set_xlim(models.index.min() / 1.6, models.index.max() * 1.6)
     axes.set_xlabel(name)
     tuned = frame[(frame["role"] == "fine-tuned") & frame["misalignment_percent"].notna()]
-    place = x[tuned.index]
-    if 2 <= tuned["model"].nunique() <= 9 and place.nunique() > 1 and tuned["misalignment_percent"].nunique() > 1:
-        test = exact_rank_test(place, tuned["misalignment_percent"], units=list(tuned["model"]))
+    places = x[tuned.index]
+    if 2 <= tuned["model"].nunique() <= 9 and places.nunique() > 1 and tuned["misalignment_percent"].nunique() > 1:
+        test = exact_rank_test(places, tuned["misalignment_percent"], units=list(tuned["model"]))
         axes.set_title(
             f"{len(tuned)} fine-tuned runs of n = {test.n} models, models permuted: rho {test.rho:+.2f},\n"
             f"exact two-sided p = {test.p_value:.2g} (it cannot be below {test.floor:.2g} here)",
