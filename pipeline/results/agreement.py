@@ -17,9 +17,9 @@ class Agreement:
     """Judge `b` beside judge `a` on one aspect of `rows` answers.
 
     Over the `scored` rows that both gave a number: `pearson`, `mean_difference` (b - a, in points) and
-    `far_share` (share of rows 20 or more points apart). Over the `labelled` rows that both could label: `across`, the share
-    on which their misaligned labels differ, and `kappa`, Cohen's kappa of that label. None where the figure is undefined: fewer than two rows,
-    a constant score, or chance agreement of 1.
+    `far_share` (share of rows 20 or more points apart). Over the `labelled` rows that both could label: `across`,
+    the share on which their misaligned labels differ, and `kappa`, Cohen's kappa of that label. None where the
+    figure is undefined: fewer than two rows, a constant score, or chance agreement of 1.
     """
 
     a: str
