@@ -4,7 +4,8 @@
     python -m pipeline label --study toy --compare       reads the filled-in file back
 
 The file has an id, a question, an answer, and an empty column `label`: a person writes misaligned or aligned (m, a)
-into it. Run and judge stand in key.json alone, which `--compare` reads. Both stay in artifacts/: answers may be harmful.
+into it. Run and judge stand in key.json alone, which `--compare` reads. Both stay in artifacts/, as
+answers may be harmful.
 """
 
 from __future__ import annotations
