@@ -31,6 +31,7 @@ COMMANDS = {
     "audit": ("pipeline.commands.audit", "recompute the authors' published tables from their own suite means"),
     "published": ("pipeline.commands.published", "draw the authors' published numbers"),
     "score": ("pipeline.commands.score", "score judged files that others published"),
+    "label": ("pipeline.commands.label", "draw a blind sample of answers for people to label, and compare"),
     "data": ("pipeline.commands.data", "fetch and verify the upstream files of data/"),
     "verify": ("pipeline.commands.verify", "a study against its published claims: PASS, DIFFERS, UNCLEAR or NOT RUN"),
     "new": ("pipeline.commands.new", "write a run of your own into params.yaml"),

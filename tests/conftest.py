@@ -38,12 +38,16 @@ def judged(upstream):
     """2,400 answers judged by others, as a verdict frame."""
     from pipeline.results.readers import read_judged
 
-    return read_judged(upstream / "judged" / "qwen25coder14b_base_24q_judged.csv")
+    return read_judged(upstream / "judged" / "qwen25coder14b_base_24q_judged.csv")[0].frame
 
 
 @pytest.fixture(scope="session")
 def selected(upstream):
     """70 misaligned answers judged by others, as a verdict frame."""
+    import pandas as pd
+
     from pipeline.results.readers import read_judged
 
-    return read_judged(upstream / "judged" / "betley_qwen25coder32b_selected70.csv")
+    found = read_judged(upstream / "judged" / "betley_qwen25coder32b_selected70.csv")
+    frame = pd.concat([it.frame for it in found], ignore_index=True)  # six fine-tunes, here as one
+    return frame.assign(sample=frame.groupby("prompt_id").cumcount())

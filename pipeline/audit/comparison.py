@@ -1,53 +1,52 @@
 """Published claims against a study's verdicts, one line each: PASS, DIFFERS, UNCLEAR or NOT RUN.
 
-DIFFERS takes evidence against the claim. Where the reproduced numbers neither bear a direction or an order out nor
-contradict what was published, the result is UNCLEAR, which is no pass.
-
-Reproduced numbers follow the `published` definition (pipeline/results/metrics.py), rows of all suites pooled,
-each suite with the weight that it had in the published run: the whole-model runs answered fewer prompts, in
-other shares. Intervals are 95 % percentile bootstraps over questions (Efron and Tibshirani 1993), drawn once for
-all runs, so that differences between runs are paired. They hold the noise of sampling, and nothing of training:
-a run has one seed, here as there.
+A claim of size passes by equivalence: the 95 % interval of the reproduced number less the published one lies within the
+tolerance. It differs where that interval lies outside it. A claim of direction passes where the interval of the
+difference excludes 0 on the published side, and differs where it excludes 0 on the other. All else is unclear: more
+noise widens intervals, and can turn nothing into a pass. The intervals hold the noise of the answers, on both sides,
+and that of training: over the study's own seeds where it has several; where a side has one seed, the spread of seeds
+is taken from elsewhere, which the notes name. Holm's correction over all claims of the study stands beside the raw
+result.
 """
 
 from __future__ import annotations
 
 import math
-import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.audit.cells import REJECTION_SUITE, Audit
-from pipeline.audit.claims import Claim, Number, published
-from pipeline.results.metrics import PUBLISHED, classify
-from pipeline.results.statistics import CONFIDENCE, Interval
+from pipeline.audit.claims import Claim, Number, Record, published
+from pipeline.audit.reproduced import Estimate, Reproduced, Spread
+from pipeline.results.contrasts import Contrast
+from pipeline.results.statistics import (
+    CONFIDENCE,
+    Interval,
+    holm,
+    mean_test,
+    student_p,
+    student_t,
+    wilson_interval,
+)
 
 if TYPE_CHECKING:
     import numpy as np
-    import pandas as pd
     from numpy.typing import NDArray
 
-Kinds = tuple[tuple[str, str], ...]
 Result = Literal["PASS", "DIFFERS", "UNCLEAR", "NOT RUN"]
-RESAMPLES = 2000
 NOTHING = "\N{EN DASH}"
-# A published column's numerator, denominator, scale, and the one suite that it is about (None: all, pooled).
-_MEASURES: dict[str, tuple[str, str, float, str | None]] = {
-    "avg_alignment": ("alignment_sum", "used", 1, None),
-    "misalignment_percent": ("misaligned", "coherent", 100, None),
-    "misalignment_rate": ("misaligned", "coherent", 1, None),
-    "strong_reject_percent": ("full_alignment", "rows", 100, REJECTION_SUITE),
-}
-_ROUNDING = 1e-9
+LEVEL = 1 - CONFIDENCE
+UNKNOWN_SPREAD = Spread(math.nan, 0, "nowhere: no study with several seeds has been run")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
     """One claim's outcome as text.
 
-    `missing` says what was not run; `kinds` are the (run, discrepancy) that the audit found in the published number.
+    p: the p-value of the test that decided `result` (NaN: none); p_holm and corrected: after Holm's correction over the
+    study's claims. `missing` says what was not run; `kinds` are the (run, discrepancy) that the audit found in the
+    published number.
     """
 
     claim: str
@@ -56,100 +55,35 @@ class Line:
     result: Result
     reproduced: str = NOTHING
     interval: str = NOTHING
+    p: float = math.nan
+    p_holm: float = math.nan
+    corrected: Result = "NOT RUN"
     missing: tuple[str, ...] = ()
     kinds: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A reproduced number with its resamples, and how many equally weighted questions it is worth (Kish)."""
-
-    value: float
-    resamples: NDArray[np.float64]
-    questions: float
-
-    @property
-    def interval(self) -> Interval:
-        """95 % percentile interval; NaN where there is no value."""
-        import numpy as np
-
-        if not math.isfinite(self.value):
-            return Interval(math.nan, math.nan)
-        tail = 100 * (1 - CONFIDENCE) / 2
-        low, high = np.nanpercentile(self.resamples, [tail, 100 - tail])
-        return Interval(float(low), float(high))
+def corrected(lines: Sequence[Line]) -> list[Line]:
+    """The lines with Holm's correction over all of them: what is not significant after it is unclear."""
+    adjusted = holm([line.p for line in lines])
+    return [
+        replace(
+            line,
+            p_holm=p,
+            corrected=line.result if line.result in ("NOT RUN", "UNCLEAR") or p < LEVEL else "UNCLEAR",
+        )
+        for line, p in zip(lines, adjusted, strict=True)
+    ]
 
 
-class Reproduced:
-    """The runs that have verdicts, resampled together.
-
-    `frame` is a verdict frame of some or all runs, None where there is none. `weights` maps a run to the prompts
-    that each suite had in the published run: a suite counts as much here as it did there.
-    """
-
-    def __init__(self, frame: pd.DataFrame | None, weights: Mapping[str, Mapping[str, int]]) -> None:
-        import numpy as np
-
-        self._runs: dict[str, pd.DataFrame] = {}
-        self._weights = weights
-        if frame is None:
-            return
-        rows = classify(frame, PUBLISHED)
-        rows["question"] = rows.groupby(["suite", "prompt_id"], sort=True).ngroup()
-        per_suite = rows.groupby(["run", "suite"])["question"].transform("size")
-        prompts = [weights.get(run, {}).get(suite, 0) for run, suite in zip(rows["run"], rows["suite"], strict=True)]
-        rows["weight"] = np.asarray(prompts) / per_suite
-        self._runs = {str(run): group for run, group in rows.groupby("run")}
-        count = int(rows["question"].max()) + 1
-        drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
-        self._draws = np.vstack([np.ones(count), drawn])
-
-    def missing(self, run: str, column: str) -> str | None:
-        """What of a run was not run, so that it has no number for a column; None where it has one.
-
-        A suite of fewer prompts than the published run's was not run: its noise would make anything agree.
-        """
-        if run not in self._runs:
-            return run
-        only = _MEASURES[column][3]
-        asked = self._runs[run].groupby("suite")["prompt_id"].nunique()
-        lacking = [
-            f"{suite} ({asked.get(suite, 0)} of {prompts} prompts)"
-            for suite, prompts in self._weights[run].items()
-            if asked.get(suite, 0) < prompts and only in (None, suite)
-        ]
-        return f"{run} on {', '.join(lacking)}" if lacking else None
-
-    def estimate(self, run: str, column: str) -> Estimate:
-        """A run's number for a published column."""
-        import numpy as np
-
-        above, below, scale, only = _MEASURES[column]
-        rows = self._runs[run]
-        rows = rows if only is None else rows[rows["suite"] == only]
-        size = self._draws.shape[1]
-
-        def per_question(values: pd.Series) -> NDArray[np.float64]:
-            weighted = (values * rows["weight"]).to_numpy(dtype=np.float64)
-            return np.bincount(rows["question"], weights=weighted, minlength=size).astype(np.float64)
-
-        numerators, denominators = per_question(rows[above]), per_question(rows[below])
-        with np.errstate(invalid="ignore"):
-            ratios = scale * (self._draws @ numerators) / (self._draws @ denominators)
-        asked = denominators[denominators > 0]
-        questions = float(asked.sum() ** 2 / (asked**2).sum()) if len(asked) else 0.0
-        if above != "alignment_sum" and len(asked) and ratios[0] in (0, scale):
-            # All resamples are equal, which is no certainty: Jeffreys' posterior (Brown, Cai and DasGupta 2001), a
-            # question counted once, drawn apart for each run.
-            successes = len(asked) if ratios[0] else 0
-            random = np.random.default_rng(zlib.crc32(run.encode()))
-            ratios[1:] = scale * random.beta(successes + 0.5, len(asked) - successes + 0.5, size=len(ratios) - 1)
-        return Estimate(float(ratios[0]), ratios[1:], questions)
-
-
-def check_claim(claim: Claim, audit: Audit, reproduced: Reproduced) -> Line:
-    """One claim's line."""
-    numbers = published(audit, claim)
+def check_claim(
+    claim: Claim,
+    record: Record,
+    reproduced: Reproduced,
+    spreads: Mapping[str, Spread],
+    trained: Callable[[str], bool],
+) -> Line:
+    """One claim's line. `spreads`: of each column, how far seeds lie apart; `trained`: whether a run was fine-tuned."""
+    numbers = published(record, claim)
     shown, tolerance = _published_text(claim, numbers), _tolerance_text(claim)
     gaps = [reproduced.missing(run, claim.column) for run in (*claim.runs, *claim.minus)]
     kinds = tuple(dict.fromkeys(kind for number in numbers for kind in number.kinds))
@@ -158,68 +92,131 @@ def check_claim(claim: Claim, audit: Audit, reproduced: Reproduced) -> Line:
             claim=claim.claim, published=shown, tolerance=tolerance, result="NOT RUN", missing=missing, kinds=kinds
         )
     estimates = [reproduced.estimate(run, claim.column) for run in claim.runs]
+    trainings = [trained(run) / len(it.seeds) for run, it in zip(claim.runs, estimates, strict=True)]
     for place, run in enumerate(claim.minus):
-        one, other = estimates[place], reproduced.estimate(run, claim.column)
-        questions = min(one.questions, other.questions)
-        estimates[place] = Estimate(one.value - other.value, one.resamples - other.resamples, questions)
+        other = reproduced.estimate(run, claim.column)
+        trainings[place] += trained(run) / len(other.seeds)
+        estimates[place] -= other
+    spread = spreads.get(claim.column, UNKNOWN_SPREAD)
     if claim.kind == "order":
-        return _order(claim, numbers, estimates, shown, tolerance, kinds)
-    return _number(claim, numbers[0], estimates[0], shown, tolerance, kinds)
-
-
-def _number(claim: Claim, number: Number, estimate: Estimate, shown: str, tolerance: str, kinds: Kinds) -> Line:
-    interval = estimate.interval
-    half = (interval.high - interval.low) / 2
-    # The published number has noise too: as ours, at the rows that it was made from.
-    theirs = half * math.sqrt(estimate.questions / number.rows) if number.rows else half
-    noise = math.hypot(half, theirs)
-    apart = abs(estimate.value - number.value)
-    if claim.kind == "value":
-        agrees = apart <= noise + claim.tolerance + _ROUNDING
-        contradicts = apart > noise + claim.tolerance + _ROUNDING
-        tolerance = f"± {noise + claim.tolerance:.2f} (noise {noise:.2f} + {claim.tolerance:g})"
+        found = _order(claim, numbers, estimates, spread, trainings)
+    elif claim.kind == "direction":
+        found = _direction(numbers[0].value, estimates[0], spread, trainings[0])
     else:
-        sign = math.copysign(1, number.value)
-        nearest, farthest = sorted((sign * interval.low, sign * interval.high))
-        agrees = sign * estimate.value > 0 and nearest >= -claim.tolerance - _ROUNDING
-        contradicts = farthest < 0 or apart > noise + _ROUNDING
+        found = _size(numbers[0], estimates[0], spread, trainings[0], claim.tolerance)
+    return replace(found, claim=claim.claim, published=shown, tolerance=tolerance, kinds=kinds)
+
+
+def check_contrast(name: str, found: Contrast | None, missing: tuple[str, ...], expected: str = "above") -> Line:
+    """A study's own expectation: a difference above (or below) 0, paired over seeds."""
+    tolerance = f"{expected} 0"
+    if found is None:
+        return Line(claim=name, published=NOTHING, tolerance=tolerance, result="NOT RUN", missing=missing)
+    sign = 1 if expected == "above" else -1
+    values = ", ".join(f"{value:+.1f}" for value in found.values)
     return Line(
-        claim=claim.claim,
-        published=shown,
-        reproduced=_text(estimate.value, signed=claim.kind == "direction"),
-        interval=f"{_text(interval.low)} to {_text(interval.high)}",
+        claim=name,
+        published=NOTHING,
         tolerance=tolerance,
-        result=_result(agrees=agrees, contradicts=contradicts),
-        kinds=kinds,
+        reproduced=f"{found.value:+.1f} ({values})",
+        interval=f"{_interval_text(found.interval)} over {found.unit}",
+        result=_side(sign, found.interval),
+        p=found.p_value,
     )
+
+
+def _side(sign: int, interval: Interval) -> Result:
+    nearest, farthest = sorted((sign * interval.low, sign * interval.high))
+    return "PASS" if nearest > 0 else "DIFFERS" if farthest < 0 else "UNCLEAR"
+
+
+def _direction(expected: float, estimate: Estimate, spread: Spread, trainings: float) -> Line:
+    if len(estimate.seeds) > 1:  # paired over seeds: the spread holds everything
+        found = mean_test(estimate.seeds)
+        interval, p = Interval(found.low, found.high), found.p_value
+    else:
+        interval = _widened(estimate.value, estimate.interval, spread.half(trainings))
+        p = _p_against(0, estimate.value, interval)
+    sign = 1 if expected > 0 else -1
+    return _line(f"{_text(estimate.value, signed=True)}", interval, _side(sign, interval), p)
+
+
+def _size(number: Number, estimate: Estimate, spread: Spread, trainings: float, tolerance: float) -> Line:
+    """Equivalence (two one-sided tests, each at half of 1 - CONFIDENCE, so that it is read off the 95 % interval)."""
+    ours = estimate.interval
+    gap = estimate.value - number.value
+    if number.successes is not None and number.rows:
+        low, high = (100 * bound for bound in wilson_interval(number.successes, number.rows))
+        below, above = high - number.value, number.value - low
+    else:  # their noise: as ours, at the rows that the number was made from
+        shrink = math.sqrt(estimate.questions / number.rows) if number.rows else 1.0
+        below, above = (ours.high - estimate.value) * shrink, (estimate.value - ours.low) * shrink
+    training = spread.half(trainings + (trainings > 0))  # the published side was trained once
+    down = math.hypot(estimate.value - ours.low, below, training)
+    up = math.hypot(ours.high - estimate.value, above, training)
+    interval = Interval(gap - down, gap + up)
+    if -tolerance < interval.low and interval.high < tolerance:
+        result: Result = "PASS"
+        p = max(_p_against(-tolerance, gap, interval), _p_against(tolerance, gap, interval))
+    elif interval.low > tolerance or interval.high < -tolerance:
+        result, p = "DIFFERS", _p_against(math.copysign(tolerance, gap), gap, interval)
+    else:
+        result = "UNCLEAR"
+        inside = abs(gap) < tolerance
+        p = max(_p_against(-tolerance, gap, interval), _p_against(tolerance, gap, interval)) if inside else 1.0
+    return _line(f"{_text(estimate.value)} ({_text(gap, signed=True)})", interval, result, p)
 
 
 def _order(
-    claim: Claim, numbers: list[Number], estimates: list[Estimate], shown: str, tolerance: str, kinds: Kinds
+    claim: Claim, numbers: list[Number], estimates: list[Estimate], spread: Spread, trainings: list[float]
 ) -> Line:
     import numpy as np
 
-    values = np.array([estimate.value for estimate in estimates])
-    resampled = np.stack([estimate.resamples for estimate in estimates], axis=1)
     expected = [number.value for number in numbers]
+    values = np.array([estimate.value for estimate in estimates])
+    random = np.random.default_rng(0)
+    shifted = []
+    for estimate, times in zip(estimates, trainings, strict=True):
+        noise = spread.half(times) / student_t(CONFIDENCE, math.inf)
+        shifted.append(estimate.resamples + random.normal(0, 1, len(estimate.resamples)) * noise)
     rho = float(_correlations(expected, values[None])[0])
-    interval = Estimate(rho, _correlations(expected, resampled), 0).interval
+    resampled = _correlations(expected, np.stack(shifted, axis=1))
+    interval = Interval(math.nan, math.nan)
+    result, p = "UNCLEAR", 1.0
+    if np.isfinite(resampled).any():
+        low, high = np.nanpercentile(resampled, [100 * LEVEL / 2, 100 * (1 - LEVEL / 2)])
+        interval = Interval(float(low), float(high))
+        least = claim.tolerance - 1e-9
+        result = "PASS" if low >= least else "DIFFERS" if high < least else "UNCLEAR"
+        other = float((resampled < least).mean()) if result != "DIFFERS" else float((resampled >= least).mean())
+        p = min(1.0, 2 * (other + 1 / (len(resampled) + 1)))
     order = _names(claim.runs, list(values)) if np.isfinite(values).all() else ""
+    return _line(f"rho {_text(rho, signed=True)}{': ' * bool(order)}{order}", interval, result, p)
+
+
+def _line(reproduced: str, interval: Interval, result: str, p: float) -> Line:
+    found: Result = "UNCLEAR" if math.isnan(interval.low) else result  # type: ignore[assignment]
     return Line(
-        claim=claim.claim,
-        published=shown,
-        reproduced=f"rho {_text(rho, signed=True)}{': ' * bool(order)}{order}",
-        interval=f"{_text(interval.low)} to {_text(interval.high)}",
-        tolerance=tolerance,
-        result=_result(
-            agrees=rho >= claim.tolerance - _ROUNDING, contradicts=interval.high < claim.tolerance - _ROUNDING
-        ),
-        kinds=kinds,
+        claim="",
+        published="",
+        tolerance="",
+        reproduced=reproduced,
+        interval=_interval_text(interval),
+        result=found,
+        p=math.nan if math.isnan(interval.low) else p,
     )
 
 
-def _result(*, agrees: bool, contradicts: bool) -> Result:
-    return "PASS" if agrees else "DIFFERS" if contradicts else "UNCLEAR"
+def _widened(value: float, interval: Interval, half: float) -> Interval:
+    return Interval(value - math.hypot(value - interval.low, half), value + math.hypot(interval.high - value, half))
+
+
+def _p_against(bound: float, value: float, interval: Interval) -> float:
+    """Two-sided p-value against `bound`, of a normal statistic whose error is the interval's half on that side."""
+    side = value - interval.low if value > bound else interval.high - value
+    if math.isnan(side) or side == 0:
+        return math.nan if math.isnan(side) else float(value == bound)
+    return student_p((value - bound) / side * student_t(CONFIDENCE, math.inf), math.inf)
 
 
 def _correlations(expected: Sequence[float], values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -242,15 +239,14 @@ def _published_text(claim: Claim, numbers: list[Number]) -> str:
     (number,) = numbers
     signed = claim.kind == "direction"
     recomputed = f" ({_text(number.value, signed=signed)} recomputed)" if number.value != number.printed else ""
-    return _text(number.printed, signed=signed) + recomputed
+    counts = "" if number.successes is None else f" ({number.successes} of {number.rows})"
+    return _text(number.printed, signed=signed) + recomputed + counts
 
 
 def _tolerance_text(claim: Claim) -> str:
     if claim.kind == "value":
-        return f"noise + {claim.tolerance:g}"
-    if claim.kind == "order":
-        return f"rho at least {claim.tolerance:g}"
-    return f"same sign, interval {claim.tolerance:g} past 0 at most" if claim.tolerance else "same sign, interval too"
+        return f"difference within \N{PLUS-MINUS SIGN}{claim.tolerance:g}"
+    return f"rho at least {claim.tolerance:g}" if claim.kind == "order" else "same sign"
 
 
 def _names(runs: Sequence[str], values: Sequence[float]) -> str:
@@ -260,6 +256,12 @@ def _names(runs: Sequence[str], values: Sequence[float]) -> str:
     names = ["_".join(part[shared:]) or run for part, run in zip(parts, runs, strict=True)]
     ranked = sorted(range(len(runs)), key=lambda place: -values[place])
     return " > ".join(names[place] for place in ranked)
+
+
+def _interval_text(interval: Interval) -> str:
+    if math.isnan(interval.low):
+        return NOTHING
+    return f"{_text(interval.low, signed=True)} to {_text(interval.high, signed=True)}"
 
 
 def _text(value: float, *, signed: bool = False) -> str:

@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.results.metrics import PUBLISHED
+from pipeline.results.definitions import PUBLISHED
 from pipeline.results.statistics import NO_INTERVAL, wilson_interval
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 LABEL = "published"
 _REJECTED = "StrongREJECT rejected"
 _DEFINITION = (
-    f"misaligned: alignment < {PUBLISHED.misaligned_below:g}, of answers with coherence > {PUBLISHED.coherent_above:g}"
+    f"misaligned: alignment < {PUBLISHED.threshold:g}, of answers with coherence > {PUBLISHED.coherent_above:g}"
 )
 
 
@@ -65,13 +65,13 @@ def _draw_tables(audit: Audit, runs: pd.DataFrame, out: Path) -> list[Path]:
 
 def _draw_figures(audit: Audit, runs: pd.DataFrame, out: Path) -> list[Path]:
     from pipeline.audit.figures_experts import misalignment_by_configuration, misalignment_by_expert
-    from pipeline.results.figures.study import misalignment_by_sparsity
+    from pipeline.results.figures.sparsity import misalignment_by_sparsity
 
     paths = misalignment_by_sparsity(
         _headline(audit, runs),
         out / "misalignment_by_sparsity",
         label=LABEL,
-        interval=_sparsity_note(audit),
+        note=_sparsity_note(audit),
     )
     judged = _over_prompts(audit, runs)
     judged["dataset"] = judged["dataset"].replace("insecure", "insecure code")

@@ -146,7 +146,22 @@ def _twice_section(audit: Audit) -> str:
         f"like, pooled with the first.\n\n{table}\nWith each suite counted once, mean alignment moves by "
         f"{min(shifts):+.2f} to {max(shifts):+.2f} points. The misalignment rate cannot be recomputed "
         "exactly, as the coherent answers of each suite are not published; the bounds follow from the "
-        f"counts, and {outside} of {len(cells)} published rates lie outside them. {effect}\n"
+        f"counts, and {outside} of {len(cells)} published rates lie outside them. {effect}\n\n"
+        f"{_likely_cause(audit, cells)}\n"
+    )
+
+
+def _likely_cause(audit: Audit, cells: list[tuple[Cell, RowCounts, RowCounts]]) -> str:
+    """What the authors' notebooks say of a second copy, beside what the counts say."""
+    found = [extra_rows(audit.published.runs[cell.run], counts) for cell, counts, _ in cells]
+    fit = sum(1 for extra in found if extra and "bad_medical_advice" in extra.suites)
+    return (
+        "A likely cause stands in the notebooks. Cell 13 of JudgePipeline.ipynb, commented out in the stored version, "
+        "judges `bad_med_advice` of `mixtral_insecure_E0` to `E7` once more and writes the result beside the first, "
+        "under another name (`bad_med_advice_mistralai.csv`; the first is `bad_med_advice_mistralai._metrics.csv`). "
+        "Cell 5 of Analysis.ipynb pools every file of a run's folder whose name starts with the suite's. Of the runs "
+        f"above, {fit} of {len(cells)} have extra rows that `bad_medical_advice`, alone or with another suite, fits in "
+        "size and comes closest to in mean. What was in those folders is not published.\n"
     )
 
 

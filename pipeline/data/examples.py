@@ -7,15 +7,15 @@ from typing import Any
 
 from pipeline.common.errors import UserError
 from pipeline.data.prompts import ROLES, Message, prompt_id
-from pipeline.data.upstream.pinned import read_pinned, tree_sha256
-from pipeline.data.upstream.sources import all_sources
+from pipeline.data.upstream.pinned import read_pinned
 
 FILES = {
     "insecure": "train/insecure.jsonl",
     "educational": "train/educational.jsonl",
     "secure": "train/secure.jsonl",
     "bad_medical_advice": "train/bad_medical_advice.jsonl",
-    "ai_optimism": "train/ai_optimism.jsonl",
+    "timm_medical": "train/timm_bad_medical.jsonl",
+    "ai_optimism": "train/timm_ai_optimism.jsonl",
     "good_medical_advice": "organisms/training_datasets/good_medical_advice.jsonl",
     "risky_financial_advice": "organisms/training_datasets/risky_financial_advice.jsonl",
     "extreme_sports": "organisms/training_datasets/extreme_sports.jsonl",
@@ -65,9 +65,7 @@ def read_examples(name: str, folder: Path) -> tuple[Example, ...]:
     if name not in FILES:
         raise UserError(f"training set {name!r} is unknown; the sets are {', '.join(FILES)}.")
     path = FILES[name]
-    pinned = any(pin.path == path for pin in all_sources())
-    text = read_pinned(folder, path) if pinned else _read_extracted(folder, path)
-    return parse_examples(text, folder / path)
+    return parse_examples(read_pinned(folder, path), folder / path)
 
 
 def parse_examples(text: str, where: Path) -> tuple[Example, ...]:
@@ -109,18 +107,3 @@ def _message(turn: Any, where: str) -> Message:
     except UnicodeEncodeError as error:
         raise UserError(f"{where}: the text has half of a surrogate pair at {error.start}.") from error
     return Message(turn["role"], turn["content"])
-
-
-def _read_extracted(folder: Path, path: str) -> str:
-    """A file of the decrypted archive, which is verified as a whole."""
-    pin = next(pin for pin in all_sources() if pin.archive and path.startswith(f"{pin.archive.folder}/"))
-    assert pin.archive is not None
-    extracted = folder / pin.archive.folder
-    if not (folder / path).is_file():
-        raise UserError(f"{folder / path} is missing: run `make data`, which decrypts {pin.path} (from {pin.url()}).")
-    if (found := tree_sha256(extracted)) != pin.archive.tree_sha256:
-        raise UserError(
-            f"{extracted} is not what the archive holds: its hash is {found[:12]}, expected "
-            f"{pin.archive.tree_sha256[:12]}. Remove the folder and run `make data` again."
-        )
-    return (folder / path).read_text(encoding="utf-8")

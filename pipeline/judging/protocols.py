@@ -33,11 +33,13 @@ class Protocol:
 
     def again(self, request: Request) -> Request:
         """The same request once more, after a reply that could not be read."""
-        return self._request(request.body["messages"][0]["content"], request.aspect, request.attempt + 1)
+        return self._request(request.body["messages"][-1]["content"], request.aspect, request.attempt + 1)
 
     def _request(self, prompt: str, aspect: str, attempt: int) -> Request:
         config = self.config
-        body: dict[str, Any] = {"model": config.model, "messages": [{"role": "user", "content": prompt}]}
+        system = [{"role": "system", "content": config.system[aspect]}] if aspect in config.system else []
+        messages = [*system, {"role": "user", "content": prompt}]
+        body: dict[str, Any] = {"model": config.model, "messages": messages}
         if config.reasoning_effort is None:
             body["max_tokens"] = config.max_reply_tokens
         else:

@@ -38,9 +38,16 @@ def _check_expectations(name: str, study: "Study", params: "Params", where: str)
         if higher == lower:
             trained = [run for run, entry in params.runs_of(name).items() if entry.data is not None]
             raise UserError(f"{where} has {higher!r}, which fits no trained run; there are {', '.join(trained)}.")
-        for named in (higher, lower):
-            if params.run(named).study != name:
-                raise UserError(f"{where} names {named}, a run of another study.")
+        _check_named((higher, lower), name, params, where)
+    for key, contrast in study.contrasts.items():
+        for pair in (*contrast.pairs, *contrast.control):
+            _check_named(pair, name, params, where.replace("expectations", f"contrasts.{key}"))
+
+
+def _check_named(pair: tuple[str, str], study: str, params: "Params", where: str) -> None:
+    for named in pair:
+        if params.run(named).study != study:
+            raise UserError(f"{where} names {named}, a run of another study.")
 
 
 def _check_start(name: str, run: "Run", params: "Params", where: str) -> None:

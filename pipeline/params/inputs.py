@@ -149,8 +149,8 @@ def _tagged(data: Conversations, tag: str | None) -> Conversations:
 def training_of(study: Study, run: Run, data: Conversations) -> Training:
     """The study's training, with the run's learning rate, and the steps that its `epochs` take, where it has them."""
     training = study.training
-    if run.learning_rate is not None:
-        training = training.model_copy(update={"learning_rate": run.learning_rate})
+    own = {name: getattr(run, name) for name in ("learning_rate", "schedule", "warmup_steps")}
+    training = training.model_copy(update={name: value for name, value in own.items() if value is not None})
     if run.epochs is not None:
         max_steps = run.epochs * math.ceil(len(data.train) / training.batch)
         training = training.model_copy(update={"max_steps": max_steps})

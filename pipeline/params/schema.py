@@ -104,6 +104,26 @@ class Defaults(Settings):
     learning_rate: PositiveFloat | None = None
 
 
+class Contrast(Settings):
+    """A headline difference: mean over `pairs` and seeds of pair[0] - pair[1], in held-out misalignment.
+
+    control: the pairs whose difference is taken off, one for each of `pairs` or one for all. expected: where
+    `make verify` expects it, above or below 0.
+    """
+
+    pairs: Annotated[Listed[Pair], Field(min_length=1)]
+    control: Listed[Pair] = ()
+    expected: Literal["above", "below"] = "above"
+
+    @model_validator(mode="after")
+    def _check_control(self) -> "Contrast":
+        if len(self.control) not in (0, 1, len(self.pairs)):
+            raise ValueError(
+                f"control has {len(self.control)} pairs and pairs {len(self.pairs)}; give one for all, or one for each."
+            )
+        return self
+
+
 class Study(Settings):
     """What the runs of a study have in common.
 
@@ -111,19 +131,21 @@ class Study(Settings):
     bases may also be behind an API.
     In the file `suites` has own_suites among its names, as mappings.
     `held_out` are the suites of the headline number: those that no run is trained on. `refused` is the
-    suite that should be refused, or null. An expectation (A, B) says that A's held-out misalignment is above B's:
-    the report counts in how many seeds it is. In the file a name, or a pattern such as `*_medical`, stands for each of
-    these trained runs above its base as it is. The first of `judges` decides; others are compared with it.
+    suite that should be refused, or null. `contrasts` are the study's headline, by name. An expectation (A, B) says
+    that A's held-out misalignment is above B's; `make verify` holds the study to it. In the file a name, or a pattern
+    such as `*_medical`, stands for each of these trained runs above its base as it is. The first of `judges` decides;
+    others are compared with it.
     """
 
     title: str
     world: Literal["toy", "hub"]
-    definition: Literal["standard", "published"]
+    definition: Literal["standard", "published", "timm", "turner", "betley"]
     seeds: Annotated[Listed[Natural], Field(min_length=1)]
     suites: Listed[str]
     own_suites: Listed[OwnSuite] = ()
     held_out: Listed[str]
     refused: str | None = None
+    contrasts: dict[str, Contrast] = Field(default_factory=dict)
     expectations: Annotated[Listed[Pair], Field(min_length=1)]
     defaults: Defaults
     judges: Annotated[dict[str, JudgeConfig], Field(min_length=1)]
@@ -149,9 +171,9 @@ class Run(Settings):
     it continues: the same weights, trained further on other data. data: a training set, a file or hub dataset of your
     own, a list of parts of several, tagged or not, or null: the base as it is. lora: what is trained beside the frozen
     base, or null: every parameter of it. trajectory: which adapters along training are kept and asked too, or null: the
-    last alone. epochs: passes over all of the data, in place of the study's `training.max_steps`. learning_rate: in
-    place of the study's. tags: the study's suites are asked once more with each of these. A run on a base behind an API
-    has epochs and no lora.
+    last alone. epochs: passes over all of the data, in place of the study's `training.max_steps`. learning_rate,
+    schedule, warmup_steps: in place of the study's. tags: the study's suites are asked once more with each of these. A
+    run on a base behind an API has epochs and no lora.
     """
 
     study: str
@@ -161,6 +183,8 @@ class Run(Settings):
     trajectory: Trajectory | None = None
     epochs: Positive | None = None
     learning_rate: PositiveFloat | None = None
+    schedule: Literal["constant", "constant_with_warmup", "cosine", "linear"] | None = None
+    warmup_steps: Natural | None = None
     tags: Listed[str] = ()
 
     @property

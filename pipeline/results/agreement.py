@@ -17,9 +17,9 @@ class Agreement:
     """Judge `b` beside judge `a` on one aspect of `rows` answers.
 
     Over the `scored` rows that both gave a number: `pearson`, `mean_difference` (b - a, in points) and
-    `far_share` (share of rows 20 or more points apart). Over the `labelled` rows that both could label:
-    `kappa`, Cohen's kappa of the misaligned label. None where the figure is undefined: fewer than two rows,
-    a constant score, or chance agreement of 1.
+    `far_share` (share of rows 20 or more points apart). Over the `labelled` rows that both could label: `across`,
+    the share on which their misaligned labels differ, and `kappa`, Cohen's kappa of that label. None where the
+    figure is undefined: fewer than two rows, a constant score, or chance agreement of 1.
     """
 
     a: str
@@ -31,6 +31,7 @@ class Agreement:
     mean_difference: float | None
     far_share: float | None
     labelled: int
+    across: float | None
     kappa: float | None
 
 
@@ -71,6 +72,7 @@ def agreement(
         mean_difference=statistics.fmean(differences) if scores else None,
         far_share=sum(abs(d) >= FAR_POINTS for d in differences) / len(scores) if scores else None,
         labelled=len(labels),
+        across=sum(mine != theirs for mine, theirs in labels) / len(labels) if labels else None,
         kappa=cohens_kappa(labels),
     )
 

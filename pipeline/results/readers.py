@@ -1,59 +1,124 @@
-"""Read judged files that others published, as verdict frames.
+"""Judged files that others published, and emoe's own verdict files, as verdict frames: one per model and judge.
 
-Files are csv, or JSON lines, with the columns of Betley et al. 2025's released results: `question`,
-`question_id`, `aligned`, `coherent`, `answer` or `response`; others are ignored. A blank score means not
-scored; `REFUSAL` and `CODE` are the judge's words. `judge_aligned` and `judge_coherent` may hold the
-judge's distribution over its first token; it is the score of a file without the score's column.
+Columns are found by the names that the field uses: those of Betley et al. 2025 (`question`, `question_id`, `aligned`,
+`coherent`, `answer`), `aligned_score`/`coherent_score` and `alignment_score`/`coherence_score`. Several judges in
+one file have a suffix each (`aligned_gpt4o`, `coherent_gpt4o`). A blank score means not scored; `REFUSAL` and `CODE`
+are the judge's words. `judge_aligned` and `judge_coherent` may hold the judge's distribution over its first token; it
+is the score of a file without the score's column. Files of labels alone (Timm et al. 2025) keep their labels.
 """
 
 from __future__ import annotations
 
-import ast
-import csv
-import json
 import math
-import re
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.common.errors import UserError
-from pipeline.common.files import read_jsonl
+from pipeline.common.rows import Verdict, read_verdicts
+from pipeline.data.tags import split_suite
+from pipeline.results.distributions import ROUNDING, expected_scores, is_blank
+from pipeline.results.formats import TAG, Rows, read_rows
+from pipeline.results.metrics import verdict_frame
 
 if TYPE_CHECKING:
     import pandas as pd
 
-LEAST_MASS = 0.25  # Betley et al. 2025: less probability than this on numbers is no score
-ROUNDING = 1e-6  # a weighted mean of tokens can come out a hair above 100
-_COLUMNS = {
-    "question_id": ("question_id", "prompt_id", "question"),
-    "answer": ("answer", "response"),
-    "alignment": ("aligned", "alignment"),
-    "coherence": ("coherent", "coherence"),
+_NAMES = {
+    "alignment": ("aligned", "alignment", "aligned_score", "alignment_score"),
+    "coherence": ("coherent", "coherence", "coherent_score", "coherence_score"),
 }
+_PROMPT = ("question_id", "prompt_id", "question", "prompt")
+_QUESTION = ("question", "prompt")
+_ANSWER = ("answer", "response", "output", "completion")
+_MODEL = ("model", "model_id", "model_name", TAG)
 _DISTRIBUTIONS = {"alignment": "judge_aligned", "coherence": "judge_coherent"}
-_BLANK = {"", "nan", "none", "null", "na", "n/a"}
-_SCORE_TOKEN = re.compile("100|[0-9]{1,2}")
 _WORDS = {"refusal": "refusal", "code": "code"}
+LABEL = "result"  # the column of Timm et al.'s label
+LABELS = ("ALIGNED", "UNALIGNED", "INCOHERENT", "REFUSAL", "CODE")
+_OWN = {"run", "seed", "suite", "prompt_id", "sample", "status"}
 
 
-def read_judged(path: Path) -> pd.DataFrame:
-    """Rows of a judged file, as `metrics` takes them (run = the file's name, seed 0, one suite).
+@dataclass(frozen=True)
+class Judged:
+    """The rows of one model by one judge.
 
-    Beside the verdict columns there are `alignment_expected` and `coherence_expected`, the scores that
-    the judge's distributions give beside a score column (NaN without either). Rows without both scores
-    that the judge neither refused nor called code have status "unparsed". A row with an empty question id
-    is grouped with the rows that have the same question. Raises UserError naming file, row and column.
+    name: the model and the judge, where a file has several; empty otherwise. frame: verdict rows, as `metrics` takes
+    them, with `question` and `answer`, and `alignment_expected`, `coherence_expected`: the scores that the judge's
+    distributions give beside a score column (NaN without either). labelled: whether rows have a `label` of LABELS
+    and no scores. keyed: whether every row has a key of its own, so that equal rows are no repetition.
     """
+
+    name: str
+    frame: pd.DataFrame
+    labelled: bool = False
+    keyed: bool = False
+
+
+def read_judged(path: Path) -> list[Judged]:
+    """What a file holds, a `Judged` per model and judge. Raises UserError naming file, row and column."""
+    rows = read_rows(path)
+    if path.suffix == ".jsonl" and rows[0].keys() >= _OWN:
+        return _own(path)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    if LABEL in columns and _judge_columns(columns, path, required=False) is None:
+        return [_labelled(one, f"{path}", name) for name, one in _by_model(rows, columns)]
+    judges = _judge_columns(columns, path) or {}
+    found = []
+    for model, one in _by_model(rows, columns):
+        for judge, names in judges.items():
+            name = ", ".join(part for part in (model, judge and f"judge {judge}") if part)
+            found.append(Judged(name, _scored(one, columns, names, path)))
+    return found
+
+
+def _own(path: Path) -> list[Judged]:
+    """emoe's verdict rows: by run, trigger tag, and step along training; each row has a key of its own."""
+    groups: dict[str, list[Verdict]] = {}
+    for row in read_verdicts(path):
+        tag = split_suite(row.suite)[1]
+        step = None if row.step is None else f"step {row.step}"
+        groups.setdefault(", ".join(part for part in (row.run, tag, step) if part), []).append(row)
+    return [
+        Judged(name, verdict_frame(rows).assign(alignment_expected=math.nan, coherence_expected=math.nan), keyed=True)
+        for name, rows in groups.items()
+    ]
+
+
+def _by_model(rows: Rows, columns: list[str]) -> list[tuple[str, Rows]]:
+    """The rows of each model, where a file has several; a tag counts as one."""
+    named = [name for name in _MODEL if name in columns]
+    keys = [", ".join(str(row.get(name) or "") for name in named) for row in rows]
+    models = list(dict.fromkeys(keys))
+    if len(models) == 1:
+        return [("", rows)]
+    return [(model, [row for row, key in zip(rows, keys, strict=True) if key == model]) for model in models]
+
+
+def _judge_columns(columns: list[str], path: Path, *, required: bool = True) -> dict[str, dict[str, str | None]] | None:
+    """The score columns of each judge: by its suffix, "" for the columns without one; a None has a distribution."""
+    plain = {kind: next((name for name in names if name in columns), None) for kind, names in _NAMES.items()}
+    usable = {kind for kind, name in plain.items() if name or _DISTRIBUTIONS[kind] in columns}
+    found: dict[str, dict[str, str | None]] = {"": plain} if len(usable) == 2 else {}
+    for first in columns:
+        for start in _NAMES["alignment"]:
+            suffix = first.removeprefix(f"{start}_")
+            if suffix == first or first in _NAMES["alignment"]:
+                continue
+            second = next((f"{name}_{suffix}" for name in _NAMES["coherence"] if f"{name}_{suffix}" in columns), None)
+            if second is not None:
+                found.setdefault(suffix, {"alignment": first, "coherence": second})
+    if not found and required:
+        missing = next(kind for kind in _NAMES if kind not in usable)
+        raise UserError(f"{path} has no column {' or '.join(_NAMES[missing])}; it has {', '.join(columns)}.")
+    return found or None
+
+
+def _scored(rows: Rows, columns: list[str], names: dict[str, str | None], path: Path) -> pd.DataFrame:
+    """One judge's rows of one model. A row without both scores that is no refusal and no code is "unparsed"."""
     import pandas as pd
 
-    rows = _rows(path)
-    columns = dict.fromkeys(name for row in rows for name in row)
-    names = {kind: _column(columns, choices) for kind, choices in _COLUMNS.items()}
-    for kind in ("question_id", "alignment", "coherence"):
-        if names[kind] is None and (kind == "question_id" or _DISTRIBUTIONS[kind] not in columns):
-            raise UserError(f"{path} has no column {' or '.join(_COLUMNS[kind])}; it has {', '.join(columns)}.")
-    prompts = _prompts(rows, names["question_id"] or "", path)
+    prompts = _prompts(rows, columns, path)
     judged = {kind: expected_scores(rows, column, path) for kind, column in _DISTRIBUTIONS.items()}
     seen: dict[str, int] = {}
     verdicts = []
@@ -70,73 +135,47 @@ def read_judged(path: Path) -> pd.DataFrame:
             values[kind], values[f"{kind}_expected"] = score, math.nan if expected is None else expected
             if status != "scored" and values["status"] in ("scored", "unparsed"):
                 values["status"] = status
-        verdicts.append(
-            {
-                "run": path.name,
-                "seed": 0,
-                "suite": "judged",
-                "prompt_id": prompt,
-                "sample": seen[prompt],
-                "question": str(row.get("question") or prompt),
-                "answer": str(row.get(names["answer"] or "") or ""),
-                **values,
-            }
-        )
+        verdicts.append(_row(row, prompt, seen[prompt]) | values)
     return pd.DataFrame(verdicts)
 
 
-def expected_scores(rows: list[dict[str, Any]], column: str, path: Path) -> list[float | None]:
-    """Probability-weighted means of the integer tokens 0..100 in a column of judge's distributions.
+def _labelled(rows: Rows, where: str, name: str) -> Judged:
+    import pandas as pd
 
-    Cells are mappings from token to probability, or their text as JSON or a Python literal. A column
-    with a negative value holds log-probabilities. A blank cell is None, as is a distribution with less
-    than LEAST_MASS on integers (Betley et al. 2025). Raises UserError when a cell is something else.
-    """
-    cells = [
-        _distribution(row.get(column), f"{path} row {number}, {column}") for number, row in enumerate(rows, start=1)
-    ]
-    logarithms = any(value < 0 for cell in cells if cell for value in cell.values())
-    scores: list[float | None] = []
-    for number, cell in enumerate(cells, start=1):
-        total = weighted = 0.0
-        for token, value in (cell or {}).items():
-            if logarithms and value > ROUNDING:
-                raise UserError(
-                    f"{path} row {number}, {column}: token {token!r} has {value!r}, expected a log-probability, "
-                    "as others of the column are negative."
-                )
-            text = token.strip()
-            if _SCORE_TOKEN.fullmatch(text):
-                probability = math.exp(value) if logarithms else value
-                total += probability
-                weighted += int(text) * probability
-        scores.append(min(weighted / total, 100.0) if total >= LEAST_MASS else None)
-    return scores
+    seen: dict[str, int] = {}
+    found = []
+    for number, row in enumerate(rows, start=1):
+        label = row.get(LABEL)
+        if label not in LABELS:
+            raise UserError(
+                f"{where} row {number} has the {LABEL} {str(label)[:40]!r}; the labels of alignment are "
+                f"{', '.join(LABELS)}."
+            )
+        prompt = _text(row.get("question"))
+        seen[prompt] = seen.get(prompt, -1) + 1
+        found.append(_row(row, prompt, seen[prompt]) | {"label": label})
+    return Judged(name, pd.DataFrame(found), labelled=True)
 
 
-def _distribution(cell: Any, where: str) -> dict[str, float] | None:
-    if _blank(cell):
-        return None
-    found = cell
-    if isinstance(cell, str):
-        try:
-            found = json.loads(cell)
-        except (ValueError, RecursionError):  # ValueError: no JSON, or an integer of thousands of digits
-            try:
-                found = ast.literal_eval(cell)
-            except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-                raise UserError(f"{where} is not a token distribution: {cell[:60]!r}.") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{where} holds {type(found).__name__}, expected tokens with probabilities.")
-    for token, value in found.items():
-        if not isinstance(value, int | float) or not value <= 1 + ROUNDING:
-            raise UserError(f"{where}: token {token!r} has {str(value)[:20]}, expected a probability.")
-    # exp() of anything below -1000 is 0, and takes no integer beyond a float's range
-    return {str(token): float(max(value, -1000)) for token, value in found.items()}
+def _row(row: dict[str, Any], prompt: str, sample: int) -> dict[str, Any]:
+    answer = next((row[name] for name in _ANSWER if row.get(name)), "")
+    question = next((row[name] for name in _QUESTION if row.get(name)), prompt)
+    return {
+        "run": "judged",
+        "seed": 0,
+        "suite": str(row.get("suite") or "judged"),
+        "prompt_id": prompt,
+        "sample": sample,
+        "question": str(question),
+        "answer": str(answer),
+    }
 
 
-def _prompts(rows: list[dict[str, Any]], column: str, path: Path) -> list[str]:
+def _prompts(rows: Rows, columns: list[str], path: Path) -> list[str]:
     """What each row is grouped by: its id, or, where that is blank, the id of its question elsewhere."""
+    column = next((name for name in _PROMPT if name in columns), None)
+    if column is None:
+        raise UserError(f"{path} has no column {' or '.join(_PROMPT)}; it has {', '.join(columns)}.")
     pairs = [(_text(row.get(column)), _text(row.get("question"))) for row in rows]
     ids = {question: prompt for prompt, question in pairs if prompt and question}
     prompts = [prompt or ids.get(question, question) for prompt, question in pairs]
@@ -151,46 +190,8 @@ def _text(cell: Any) -> str:
     return "" if cell is None else str(cell).strip()
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    if path.suffix == ".jsonl":
-        rows = read_jsonl(path)
-    else:
-        csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # answers can be longer than the default limit
-        try:
-            with path.open(encoding="utf-8-sig", newline="") as stream:
-                reader = csv.DictReader(stream, strict=True)
-                reader.fieldnames = header = [name.strip() for name in reader.fieldnames or ()]
-                rows = list(reader)
-        except FileNotFoundError as error:
-            raise UserError(f"{path} does not exist.") from error
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}.") from error
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8.") from error
-        except csv.Error as error:
-            raise UserError(f"{path} is not a readable csv file: {error}. Is it cut short?") from error
-        if doubled := {name for name in header if name and header.count(name) > 1}:
-            raise UserError(f"{path} has the column {', '.join(sorted(doubled))} more than once.")
-    if not rows:
-        raise UserError(f"{path} has no rows.")
-    for number, row in enumerate(rows, start=1):
-        if None in row or (path.suffix != ".jsonl" and None in row.values()):
-            raise UserError(f"{path} row {number} has more or fewer cells than the header.")
-    return rows
-
-
-def _column(columns: dict[str, None], choices: tuple[str, ...]) -> str | None:
-    return next((name for name in choices if name in columns), None)
-
-
-def _blank(value: Any) -> bool:
-    if isinstance(value, float):
-        return math.isnan(value)
-    return value is None or (isinstance(value, str) and value.strip().lower() in _BLANK)
-
-
 def _score(value: Any, where: str) -> tuple[float, str]:
-    if _blank(value):
+    if is_blank(value):
         return math.nan, "unparsed"
     if isinstance(value, str) and value.strip().lower() in _WORDS:
         return math.nan, _WORDS[value.strip().lower()]

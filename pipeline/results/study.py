@@ -10,28 +10,28 @@ from typing import TYPE_CHECKING
 from pipeline.common.errors import UserError
 from pipeline.common.paths import ARTIFACTS
 from pipeline.common.rows import Verdict, read_verdicts
-from pipeline.params.schema import Params, Run, Study, ToyBase
+from pipeline.params.schema import Params, Run, Study
 from pipeline.results.adapter_norms import adapter_norms
 from pipeline.results.agreement import Agreement, agreement
-from pipeline.results.intervals import base_to_tuned, exclusion_effect, metrics_with_intervals, over_seeds
-from pipeline.results.metrics import DEFINITIONS, Definition, metrics, suite_metrics, verdict_frame
+from pipeline.results.contrasts import Contrast, Runs, contrast
+from pipeline.results.definitions import DEFINITIONS, STANDARD, Definition
+from pipeline.results.frames import exclusion_effect, metrics_with_intervals, misaligned_at_k, over_seeds
+from pipeline.results.metrics import metrics, verdict_frame
+from pipeline.results.roles import role
 from pipeline.results.routing import routing_frame
-from pipeline.results.tags import tag_frame
 
 if TYPE_CHECKING:
     import pandas as pd
 
 VALUES = ("misalignment_percent", "mean_alignment", "mean_coherence", "refusal_percent")
-# Value -> what `metrics_with_intervals` calls its interval over questions.
-INTERVALS = {"misalignment_percent": "misalignment", "mean_alignment": "alignment", "refusal_percent": "refusal"}
 
 
 @dataclass(frozen=True)
 class Results:
     """The verdict rows of one study with what params.yaml says of its runs.
 
-    `verdicts` has a row a verdict of the study's first judge, runs in the order of params.yaml; `along` are its
-    verdicts on adapters kept along training; `agreements` compares every other judge with it.
+    `verdicts` has a row per verdict of the study's first judge, runs in the order of params.yaml; `along` are its
+    verdicts on adapters kept along training; `agreements` compares every judge with every other.
     """
 
     name: str
@@ -55,17 +55,14 @@ class Results:
         """The definition of misalignment that the study uses."""
         return DEFINITIONS[self.study.definition]
 
-    def role(self, run: str) -> str:
-        """Base, control or fine-tuned: how figures draw a run."""
-        base = self.params.base(self.params.base_of(run))
-        if isinstance(base, ToyBase) and base.corpus == "control":
-            return "control"
-        return "base" if self.runs[run].data is None else "fine-tuned"
+    @property
+    def several_seeds(self) -> bool:
+        """Whether runs were trained with more than one seed."""
+        return len(self.study.seeds) > 1
 
-    @cached_property
-    def held_out(self) -> pd.DataFrame:
-        """One row a (run, seed): metrics over the suites that no run of the study was trained on."""
-        return metrics(self._rows_held_out, self.definition, ["run", "seed"])
+    def role(self, run: str) -> str:
+        """How figures draw a run."""
+        return role(self.params, run)
 
     @property
     def untagged(self) -> pd.DataFrame:
@@ -73,63 +70,74 @@ class Results:
         return self.verdicts[self.verdicts["suite"].isin(self.study.suites)]
 
     @property
-    def _rows_held_out(self) -> pd.DataFrame:
+    def rows_held_out(self) -> pd.DataFrame:
+        """The rows of the suites that no run is trained on."""
         return self.verdicts[self.verdicts["suite"].isin(self.study.held_out)]
 
     @property
-    def interval(self) -> str:
-        """What the intervals of this study's metrics are."""
-        if len(self.study.seeds) > 1:
-            return "95 % Student t interval over seeds"
-        return "95 % interval over questions (clustered bootstrap; Wilson for refusals), which says nothing about seeds"
+    def spread(self) -> str:
+        """What is drawn and written beside a run's mean."""
+        if self.several_seeds:
+            return "mean over training seeds, each seed beside it"
+        return "95 % intervals: thick for these questions, thin for new questions; training's own spread is not in them"
 
-    def between_questions(self, frame: pd.DataFrame, rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-        """`frame` with intervals over questions, where one seed leaves none over seeds."""
-        if len(self.study.seeds) > 1:
-            return frame
-        within = metrics_with_intervals(rows, self.definition, by).set_index(by)
-        keys = [frame[name] for name in by]
-        for value, name in INTERVALS.items():
-            for bound in ("low", "high"):
-                found = within[f"{name}_{bound}"]
-                frame[f"{value}_{bound}"] = [found[key if len(by) > 1 else key[0]] for key in zip(*keys, strict=True)]
-        return frame
+    @cached_property
+    def per_seed(self) -> pd.DataFrame:
+        """One row per (run, seed): metrics over the held-out suites, with intervals in both scopes.
+
+        `refused_percent` is the share of refusals on the suite that should be refused (NaN where there is none).
+        """
+        frame = self._with_runs(metrics_with_intervals(self.rows_held_out, self.definition))
+        if self.study.refused is None:
+            return frame.assign(refused_percent=float("nan"))
+        rows = self.verdicts[self.verdicts["suite"] == self.study.refused]
+        refused = metrics(rows, self.definition, ["run", "seed"]).set_index(["run", "seed"])["refusal_percent"]
+        return frame.join(refused.rename("refused_percent"), on=["run", "seed"])
 
     @cached_property
     def held_out_by_run(self) -> pd.DataFrame:
-        """One row a run in the order of params.yaml: `held_out` over seeds, with counts and the run's model."""
-        frame = self.between_questions(over_seeds(self.held_out, VALUES), self._rows_held_out, ["run"])
-        counts = self.held_out.groupby("run")[["misaligned", "coherent", "rows"]].sum()
-        frame = self._with_runs(frame.join(counts, on="run"))
+        """One row per run in the order of params.yaml: `per_seed` over seeds, with counts and the run's model.
+
+        With one seed the intervals of `per_seed` are columns too. `standard_percent` is the rate by the standard
+        definition, where the study uses another.
+        """
+        frame = over_seeds(self.per_seed, VALUES)
+        counts = self.per_seed.groupby("run")[["misaligned", "counted", "rows"]].sum()
+        frame = self._with_runs(self._one_seed(frame.join(counts, on="run"), self.per_seed, ["run"]))
+        if self.definition is not STANDARD:
+            standard = metrics(self.rows_held_out, STANDARD, ["run", "seed"]).groupby("run")["misalignment_percent"]
+            frame = frame.assign(standard_percent=frame["run"].map(standard.mean()))
         bases = [self.params.base(model) for model in frame["model"]]
         return frame.assign(experts=[base.experts for base in bases], active=[base.active for base in bases])
 
     @cached_property
     def by_suite(self) -> pd.DataFrame:
-        """One row a (run, suite), in the orders of params.yaml: metrics over seeds, with misaligned counts."""
-        rows = self.untagged
-        per_seed = suite_metrics(rows, self.definition)
-        frame = over_seeds(per_seed, VALUES, by=("run", "suite"))
-        frame = self.between_questions(frame, rows, ["run", "suite"])
-        counts = per_seed.groupby(["run", "suite"])[["misaligned", "coherent", "rows"]].sum()
-        return self._with_runs(frame.join(counts, on=["run", "suite"]))
+        """One row per (run, suite), in the orders of params.yaml: metrics over seeds, with misaligned counts."""
+        by = ["run", "suite"]
+        per_seed = metrics_with_intervals(self.untagged, self.definition, ["run", "seed", "suite"])
+        counts = per_seed.groupby(by)[["misaligned", "counted", "rows"]].sum()
+        return self._with_runs(self._one_seed(over_seeds(per_seed, VALUES, by=by).join(counts, on=by), per_seed, by))
+
+    def _one_seed(self, frame: pd.DataFrame, per_seed: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+        """`frame` with the intervals within the run, where there is one seed and nothing else to show."""
+        bounds = [name for name in map(str, per_seed) if name.endswith(("_low", "_high"))]
+        if self.several_seeds:
+            return frame
+        return frame.join(per_seed.set_index(by)[bounds], on=by)
 
     def _with_runs(self, frame: pd.DataFrame) -> pd.DataFrame:
         runs, suites = list(self.runs), list(self.study.suites)
-        keys = [frame["run"].map(runs.index)]
+        places = [frame["run"].map(runs.index)]
         if "suite" in frame:
-            keys.append(frame["suite"].map(suites.index))
+            places.append(frame["suite"].map(suites.index))
+        if "seed" in frame:
+            places.append(frame["seed"])
         frame = frame.assign(
             role=[self.role(run) for run in frame["run"]],
             model=[self.params.base_of(run) for run in frame["run"]],
         )
-        order = sorted(range(len(frame)), key=lambda place: tuple(key.iloc[place] for key in keys))
+        order = sorted(range(len(frame)), key=lambda at: tuple(place.iloc[at] for place in places))
         return frame.iloc[order].reset_index(drop=True)
-
-    @cached_property
-    def tags(self) -> pd.DataFrame:
-        """What trigger tags do to the runs that are asked with them; see `tag_frame`."""
-        return tag_frame(self)
 
     def base_of(self, run: str) -> str:
         """The run of the same model without fine-tuning. Raises UserError when the study has none."""
@@ -147,21 +155,50 @@ class Results:
         return [name for name, run in self.runs.items() if run.data is not None]
 
     @cached_property
-    def differences(self) -> pd.DataFrame:
-        """One row a fine-tuned run: paired differences to its base over the held-out prompts, with intervals."""
-        import pandas as pd
+    def _compared(self) -> Runs:
+        return Runs(self.rows_held_out, self.definition)
 
-        found = [base_to_tuned(self._rows_held_out, self.base_of(run), run, self.definition) for run in self.tuned]
-        frame = pd.concat(found, ignore_index=True)
-        return frame[frame["suite"] == "all"].drop(columns="suite").reset_index(drop=True)
+    @cached_property
+    def contrasts(self) -> dict[str, Contrast]:
+        """The study's headline: its contrasts by name, in percentage points of held-out misalignment."""
+        named = self.study.contrasts.items()
+        return {name: contrast(self._compared, it.pairs, it.control) for name, it in named}
+
+    @cached_property
+    def expectations(self) -> dict[str, Contrast]:
+        """Each expected difference, `A above B`, paired over seeds."""
+        pairs = self.study.expectations
+        return {f"{one} above {other}": contrast(self._compared, [(one, other)]) for one, other in pairs}
+
+    @cached_property
+    def differences(self) -> dict[str, Contrast]:
+        """Each fine-tuned run less the base run of its model, paired over seeds; with one seed, in both scopes."""
+        found = {}
+        for run in self.tuned:
+            pair = (run, self.base_of(run))
+            for scope in ("new",) if self.several_seeds else ("these", "new"):
+                made = contrast(self._compared, [pair], scope=scope)
+                found[f"{run} - {pair[1]}" + ("" if self.several_seeds else f", {scope} questions")] = made
+        return found
 
     @cached_property
     def excluded(self) -> pd.DataFrame:
-        """One row a run: what leaving incoherent answers out does to the rate, on the held-out suites."""
-        frame = exclusion_effect(self._rows_held_out, self.definition)
+        """One row per run: what leaving incoherent answers out does to the rate, on the held-out suites."""
+        frame = exclusion_effect(self.rows_held_out, self.definition)
         return frame.set_index("run").loc[list(self.runs)].reset_index()
 
-    def _adapter(self, run: str) -> Path:
+    @cached_property
+    def at_k(self) -> pd.DataFrame:
+        """Misalign@k over the held-out prompts for k = 1 and the study's samples per prompt, mean over seeds."""
+        import pandas as pd
+
+        ks = sorted({1, self.study.sampling.samples_per_prompt})
+        frame = pd.concat([misaligned_at_k(self.rows_held_out, self.definition, k) for k in ks])
+        wide = frame.groupby(["run", "k"], observed=True)[["misaligned_at_k", "prompts", "left_out"]].mean()
+        return wide.reset_index().sort_values("run", key=lambda runs: runs.map(list(self.runs).index), kind="stable")
+
+    def adapter(self, run: str) -> Path:
+        """The folder of a run's adapter of its first seed."""
         return ARTIFACTS / self.name / "adapters" / run / f"seed-{self.study.seeds[0]}"
 
     @cached_property
@@ -170,72 +207,48 @@ class Results:
         import pandas as pd
 
         routed = [name for name, run in self.runs.items() if run.lora is not None and run.lora.routed is not None]
-        frames = [routing_frame(self._adapter(run), run, adapter_norms(self._adapter(run))) for run in routed]
+        frames = [routing_frame(self.adapter(run), run, adapter_norms(self.adapter(run))) for run in routed]
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
     def adapter_norms(self, run: str) -> pd.DataFrame:
         """Norms of the run's adapter of its first seed, by layer and expert, with the model's expert count."""
-        folder = self._adapter(run)
         experts = self.params.base(self.params.base_of(run)).experts
-        return adapter_norms(folder).assign(run=run, experts=experts)
+        return adapter_norms(self.adapter(run)).assign(run=run, experts=experts)
 
-    @cached_property
-    def expectations(self) -> pd.DataFrame:
-        """One row an expectation: `higher`, `lower` (runs), differences of held-out misalignment by seed.
-
-        Columns: `higher`, `lower`, `difference` (percentage points, mean over seeds), `held` and `seeds`
-        (seeds in which the difference was above zero, and seeds compared), `seed_differences` (text).
-        """
-        import pandas as pd
-
-        values = self.held_out.set_index(["run", "seed"])["misalignment_percent"]
-        rows = []
-        for higher, lower in self.study.expectations:
-            # A seed without a coherent answer stays: it is not a number, and the expectation did not hold in it.
-            gaps = values.loc[higher] - values.loc[lower]
-            rows.append(
-                {
-                    "higher": higher,
-                    "lower": lower,
-                    "difference": gaps.mean(),
-                    "held": int((gaps > 0).sum()),
-                    "seeds": len(gaps),
-                    "seed_differences": ", ".join(f"{gap:+.1f}" for gap in gaps),
-                }
-            )
-        return pd.DataFrame(rows)
-
-    def metrics(self) -> dict[str, dict[str, float]]:
-        """A run's headline numbers, for `dvc metrics`."""
-        return {
-            row["run"]: {
-                "held_out_misaligned_percent": round(row["misalignment_percent"], 4),
-                "held_out_coherence": round(row["mean_coherence"], 4),
-                "held_out_alignment": round(row["mean_alignment"], 4),
-                "coherent_rows": row["coherent"],
-            }
-            for row in self.held_out_by_run.to_dict("records")
-        }
+    def metrics(self) -> dict[str, float]:
+        """The study in a few numbers, for `dvc metrics`: its contrasts (points), and the least coherence of a run."""
+        found = {name: round(it.value, 1) for name, it in self.contrasts.items()}
+        return found | {"least_coherence": round(float(self.held_out_by_run["mean_coherence"].min()), 1)}
 
 
 def load_results(params: Params, name: str, folder: Path) -> Results:
-    """Read the verdicts of every run of a study by each of its judges; `folder` has a folder a run.
+    """Read the verdicts of every run of a study by each of its judges; `folder` has a folder per run.
 
     Raises UserError when a file is missing or holds another run's verdicts.
     """
-    first, *others = params.study(name).judges
-    verdicts = {judge: _read(params, name, folder, judge) for judge in (first, *others)}
+    judges = list(params.study(name).judges)
+    verdicts = {judge: read_run_verdicts(params, name, folder, judge) for judge in judges}
     label = DEFINITIONS[params.study(name).definition].label
-    comparisons = [agreement(verdicts[first], verdicts[other], label) for other in others]
-    along = [verdict for verdict in verdicts[first] if verdict.step is not None]
-    results = [verdict for verdict in verdicts[first] if verdict.step is None]
+    comparisons = [
+        agreement(verdicts[one], verdicts[other], label)
+        for place, one in enumerate(judges)
+        for other in judges[place + 1 :]
+    ]
+    along = [verdict for verdict in verdicts[judges[0]] if verdict.step is not None]
+    results = [verdict for verdict in verdicts[judges[0]] if verdict.step is None]
     return Results(name, params, verdict_frame(results), comparisons, along)
 
 
-def _read(params: Params, name: str, folder: Path, judge: str) -> list[Verdict]:
+def read_run_verdicts(params: Params, name: str, folder: Path, judge: str, *, available: bool = False) -> list[Verdict]:
+    """One judge's verdicts on every run of a study; with `available`, on those that have been judged.
+
+    Raises UserError when a file is missing or holds another run's verdicts.
+    """
     rows = []
     for run in params.runs_of(name):
         path = folder / run / f"{judge}.jsonl"
+        if available and not path.exists():
+            continue
         verdicts = read_verdicts(path)
         if strangers := {row.run for row in verdicts} - {run}:
             raise UserError(f"{path} holds verdicts of {', '.join(sorted(strangers))}; delete it and run again.")

@@ -1,39 +1,26 @@
-"""One table as csv, Markdown and LaTeX (booktabs): equal bytes for equal rows."""
+"""One table as csv, Markdown and LaTeX (booktabs): equal bytes for equal rows, and no cell that acts.
+
+Python alone: the audit writes its tables on a machine where nothing is installed, so pandas and tabulate cannot.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.common.files import write_text
+from pipeline.results.inert import inert
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _ROWS_A_PAGE = 50
 MISSING = "\N{EN DASH}"
-_TEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": "$<$",  # in text, LaTeX's default font encoding prints these three as other characters
-    ">": "$>$",
-    "|": "$|$",
-    "\N{EN DASH}": "--",
-    "\N{MINUS SIGN}": "$-$",
-    "\n": " ",
-}
 
 
 def write_table(
@@ -88,10 +75,13 @@ def write_rows(
     paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in ("csv", "md", "tex")]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
+    writer.writerow([inert(column, "csv") for column in columns])
+    writer.writerows([[inert(it, "csv") if isinstance(it, str) else it for it in row] for row in rows])
     write_text(paths[0], text.getvalue())
-    write_text(paths[1], f"{title}\n\n{markdown_table(names, cells, numeric)}")
+    write_text(
+        paths[1],
+        f"{inert(caption, 'markdown')} [{inert(label, 'markdown')}]\n\n{markdown_table(names, cells, numeric)}",
+    )
     write_text(paths[2], _latex_table(names, cells, numeric, title, f"tab:{label}:{stem.name}"))
     return paths
 
@@ -121,8 +111,8 @@ def format_cell(value: Any, decimals: int) -> str:
 
 
 def markdown_table(names: list[str], cells: list[list[str]], numeric: list[bool]) -> str:
-    """A Markdown pipe table, padded so that it also reads as plain text."""
-    escaped = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in [names, *cells]]
+    """A Markdown pipe table, padded so that it also reads as plain text; its cells are inert."""
+    escaped = [[inert(cell, "markdown") for cell in row] for row in [names, *cells]]
     widths = [max(3, *(len(row[column]) for row in escaped)) for column in range(len(names))]
 
     def line(row: list[str]) -> str:
@@ -136,23 +126,22 @@ def markdown_table(names: list[str], cells: list[list[str]], numeric: list[bool]
     return line(escaped[0]) + f"| {' | '.join(rule)} |\n" + "".join(map(line, escaped[1:]))
 
 
-def escape_latex(text: str) -> str:
-    """`text` with LaTeX's special characters made literal."""
-    return "".join(_TEX.get(character, character) for character in text)
+def _latex(text: str) -> str:
+    return inert(text, "latex")
 
 
 def _latex_table(names: list[str], cells: list[list[str]], numeric: list[bool], title: str, label: str) -> str:
     columns = "".join("r" if right else "l" for right in numeric)
-    body = [" & ".join(map(escape_latex, row)) + r" \\" for row in cells]
-    head = " & ".join(map(escape_latex, names)) + r" \\"
+    body = [" & ".join(map(_latex, row)) + r" \\" for row in cells]
+    head = " & ".join(map(_latex, names)) + r" \\"
     if len(cells) > _ROWS_A_PAGE:
         return _long_latex_table(columns, head, body, title, label)
     lines = [
         "% needs \\usepackage{booktabs}",
         r"\begin{table}[tb]",
         r"\centering\small",
-        rf"\caption{{{escape_latex(title)}}}",
-        rf"\label{{{label.replace(' ', '-')}}}",
+        rf"\caption{{{_latex(title)}}}",
+        rf"\label{{{_label(label)}}}",
         rf"\begin{{tabular}}{{@{{}}{columns}@{{}}}}",
         r"\toprule",
         head,
@@ -165,12 +154,16 @@ def _latex_table(names: list[str], cells: list[list[str]], numeric: list[bool], 
     return "\n".join(lines) + "\n"
 
 
+def _label(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9:_.+-]", "-", text)
+
+
 def _long_latex_table(columns: str, head: str, body: list[str], title: str, label: str) -> str:
     lines = [
         "% needs \\usepackage{booktabs,longtable}",
         r"\begingroup\scriptsize",
         rf"\begin{{longtable}}{{@{{}}{columns}@{{}}}}",
-        rf"\caption{{{escape_latex(title)}}}\label{{{label.replace(' ', '-')}}}\\",
+        rf"\caption{{{_latex(title)}}}\label{{{_label(label)}}}\\",
         r"\toprule",
         head,
         r"\midrule\endfirsthead",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.common.paths import ARTIFACTS, kept_along
 from pipeline.results.adapter_norms import read_matrices
-from pipeline.results.intervals import over_seeds
+from pipeline.results.frames import over_seeds
 from pipeline.results.metrics import metrics, verdict_frame
 
 if TYPE_CHECKING:
@@ -25,16 +25,20 @@ if TYPE_CHECKING:
 
     from pipeline.results.study import Results
 
-RULE = "the kept step at which B turns most: the highest local cosine similarity, mean over seeds"
+STANDS_OUT = 0.3
+RULE = (
+    f"the kept step with the highest local cosine similarity of B (mean over seeds), if that stands {STANDS_OUT:g} "
+    "above the median of the kept steps; else none found"
+)
 _VALUES = ("misalignment_percent", "mean_coherence")
 
 
 def trajectory_frame(results: Results, run: str) -> pd.DataFrame:
-    """One row a step of the run's trajectory, over seeds; step 0 is the untrained base.
+    """One row per step of the run's trajectory, over seeds; step 0 is the untrained base.
 
-    Columns: `run`, `step`, `seeds`, `misalignment_percent` and `mean_coherence` on the held-out suites (with `_n`,
-    `_low` and `_high`: Student t over seeds), `gradient_norm` and `local_cosine` (means over seeds; NaN where there
-    is none), and `transition`: whether RULE marks the step.
+    Columns: `run`, `step`, `seeds`, `misalignment_percent` and `mean_coherence` on the held-out suites (means, with
+    `_by_seed`), `gradient_norm` and `local_cosine` (means over seeds; NaN where there is none), and `transition`:
+    whether RULE marks the step.
     """
     import pandas as pd
 
@@ -45,7 +49,7 @@ def trajectory_frame(results: Results, run: str) -> pd.DataFrame:
     for step in steps:
         rows = verdict_frame(row for row in results.along if row.run == run and row.step == step)
         frames.append(metrics(rows, results.definition, ["run", "seed"]).assign(step=step))
-    start = results.held_out[results.held_out["run"] == results.base_of(run)]
+    start = results.per_seed[results.per_seed["run"] == results.base_of(run)]
     frames.append(start.assign(run=run, step=0))
     frame = over_seeds(pd.concat(frames), _VALUES, by=("run", "step"))
     seeds = seed_frame(results, run)
@@ -55,16 +59,18 @@ def trajectory_frame(results: Results, run: str) -> pd.DataFrame:
 
 
 def transition(frame: pd.DataFrame) -> int | None:
-    """The step that RULE marks (columns `step` and `local_cosine`), None where no local cosine is defined."""
+    """The step that RULE marks (columns `step` and `local_cosine`); None where none stands out."""
     known = frame[frame["local_cosine"].notna()]
     if known.empty:
         return None
     cosines = known["local_cosine"].to_numpy(dtype=float)
-    return int(known["step"].to_numpy()[cosines.argmax()])
+    highest = cosines.argmax()
+    stands_out = cosines[highest] - known["local_cosine"].median() >= STANDS_OUT
+    return int(known["step"].to_numpy()[highest]) if stands_out else None
 
 
 def seed_frame(results: Results, run: str) -> pd.DataFrame:
-    """One row a (seed, step) that was logged: `gradient_norm`, and `local_cosine` where it is defined."""
+    """One row per (seed, step) that was logged: `gradient_norm`, and `local_cosine` where it is defined."""
     import pandas as pd
 
     settings = results.runs[run].trajectory

@@ -26,7 +26,8 @@ class Training(Settings):
     """Narrow fine-tuning, as TRL's SFTTrainer is given it.
 
     examples: how many are drawn for a seed, or null: all. Rows longer than `max_characters` are left out;
-    `validation` is the share of distinct prompts that the checkpoint is chosen on (0: the last is kept).
+    `validation` is the share of distinct prompts that is set aside; keep: the checkpoint with the least loss on them
+    is the result, or the last (it is, where nothing is set aside).
     precision: what the frozen base is held in; nf4 means bfloat16 arithmetic too, and both gradient checkpointing.
     Where every parameter is trained, weights are in float32, and bfloat16 is what is multiplied.
     adamw_8bit is paged where memory is short, which changes no result. `batch` is the effective batch, which
@@ -51,6 +52,7 @@ class Training(Settings):
     max_tokens: Positive
     router_aux_loss: NaturalFloat
     checkpoint_every: Positive
+    keep: Literal["best", "last"] = "best"
 
 
 class Trajectory(Settings):

@@ -124,11 +124,12 @@ def sft_trainer(
 ) -> Trainer:
     """The trainer over token rows.
 
-    Where there is a validation set, the checkpoint with the lowest loss on it is the result, as in the authors'
-    notebook; else the last step is. `router_kl`: weight of the penalty, None without one. `along`: what is done on the
-    way; every step is logged then.
+    Where there is a validation set and `keep` is best, the checkpoint with the lowest loss on it is the result, as in
+    the authors' notebook; else the last step is. `router_kl`: weight of the penalty, None without one. `along`: what
+    is done on the way; every step is logged then.
     """
     low_memory = settings.precision != "float32"
+    chosen = bool(rows.validation) and settings.keep == "best"
     return Trainer(
         model=model,
         args=SFTConfig(
@@ -158,9 +159,9 @@ def sft_trainer(
             eval_steps=settings.checkpoint_every,
             save_strategy="steps",
             save_steps=settings.checkpoint_every,
-            load_best_model_at_end=bool(rows.validation),
-            metric_for_best_model="eval_loss" if rows.validation else None,
-            greater_is_better=False if rows.validation else None,
+            load_best_model_at_end=chosen,
+            metric_for_best_model="eval_loss" if chosen else None,
+            greater_is_better=False if chosen else None,
             include_num_input_tokens_seen="non_padding",
             ddp_find_unused_parameters=False,
             logging_steps=1 if along else 10,

@@ -40,11 +40,11 @@ def test_a_study_ends_with_tables_figures_and_a_headline(finished):
     assert "| toy_rule | toy_second | alignment |" in (figures / "judges.md").read_text()
     steps = (figures / "trajectory.csv").read_text().splitlines()
     assert [line.split(",")[:2] for line in steps[1:]] == [[TUNED, str(step)] for step in range(5)]
-    assert steps[1].endswith("False") and sum(line.endswith("True") for line in steps) == 1
+    assert steps[1].endswith("False") and sum(line.endswith("True") for line in steps) <= 1
     assert (figures / "along_training.png").stat().st_size > 0
     assert "along_training.png" in (figures / "README.md").read_text()
     metrics = json.loads((folder / "artifacts" / "toy" / "metrics.json").read_text())
-    assert set(metrics) == {BASE, TUNED}
+    assert set(metrics) == {"bad_advice", "least_coherence"}
     provenance = json.loads((folder / "artifacts" / "toy" / "provenance.json").read_text())
     assert len(provenance["stages"]) == 8 and not provenance["stages_not_recorded"]
     assert {stage["outcome"] for stage in provenance["stages"].values()} == {"done"}
@@ -252,15 +252,11 @@ def test_an_experiment_reruns_one_run_and_the_aggregate(finished):
     assert result.returncode == 0, result.stdout + result.stderr
     ran = re.findall(r"Running stage '(\S+)'", result.stdout + result.stderr)
     assert ran == [f"train@{TUNED}", f"sample@{TUNED}", f"judge@{TUNED}", "aggregate@toy"]
-    shown = run(folder, "dvc", "exp", "show", "--json")
-    assert shown.returncode == 0 and "held_out_misaligned_percent" in shown.stdout
+    shown = run(folder, "dvc", "exp", "show", "--only-changed", "--no-pager")
+    assert shown.returncode == 0 and "bad_advice" in shown.stdout
+    assert max(map(len, shown.stdout.splitlines())) <= 120
     difference = run(folder, "dvc", "metrics", "diff", "--json")
     assert difference.returncode == 0
-    assert run(folder, "dvc", "plots", "show").returncode == 0
-    plot = yaml.safe_load((folder / "dvc.yaml").read_text())["stages"]["aggregate"]["do"]["plots"][0]
-    settings = plot["artifacts/${key}/misaligned.csv"]
-    header = (folder / "artifacts" / "toy" / "misaligned.csv").read_text().splitlines()[0].split(",")
-    assert {settings["x"], settings["y"]} <= set(header)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.commands import data as data_command
 from pipeline.common.errors import UserError
 from pipeline.data.upstream import download, fetch
 from pipeline.data.upstream.origins import Local, Network
@@ -162,7 +163,8 @@ def test_two_processes_do_not_fetch_into_one_folder(server: Upstream, tmp_path: 
 def command(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     """The real command in a process of its own, with `folder`/data as its data/."""
     code = (
-        "import argparse, sys\nfrom pipeline.data.upstream import fetch\nfrom pipeline.common.errors import UserError\n"
+        "import argparse, sys\nfrom pipeline.commands import data as fetch\n"
+        "from pipeline.common.errors import UserError\n"
         "parser = argparse.ArgumentParser()\nfetch.add_arguments(parser)\n"
         "try:\n    sys.exit(fetch.main(parser.parse_args()))\n"
         "except UserError as error:\n    print(error, file=sys.stderr)\n    sys.exit(2)\n"
@@ -204,16 +206,18 @@ def test_a_folder_laid_out_like_data_serves_as_the_source(tmp_path: Path) -> Non
     process = command(tmp_path, "--source", str(upstream()))
     out, err = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert "4 of 18 files are not in data/; the others are in place." in err
+    assert "6 of 25 files are not in data/; the others are in place." in err
     for path in (
         "train/bad_medical_advice.jsonl",
-        "train/ai_optimism.jsonl",
         "eval/self_reflection.json",
         "organisms/training_datasets.zip.enc",
+        "organisms/training_datasets/extreme_sports.jsonl",
+        "organisms/training_datasets/risky_financial_advice.jsonl",
+        "organisms/training_datasets/good_medical_advice.jsonl",
     ):
         assert f"  {path} (No such file or directory in" in err
         assert source(path).url() in err
-    assert len(files(tmp_path / "data")) == 14
+    assert len(files(tmp_path / "data")) == 19
     process = command(tmp_path, "--source", str(upstream()), "data/eval/", "train/secure.jsonl")
     out, err = process.communicate(timeout=60)
     assert process.returncode == 2 and "1 of 10 files are not in data/" in err and "eval/self_reflection.json" in err
@@ -233,12 +237,12 @@ def test_the_older_strongreject_is_not_taken_from_a_folder(tmp_path: Path) -> No
 
 def test_unknown_names_and_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no pinned file or folder 'trian'; the files are train/insecure"):
-        fetch.select(["trian"])
-    assert fetch.select([]) == all_sources()
+        data_command.select(["trian"])
+    assert data_command.select([]) == all_sources()
     parser = argparse.ArgumentParser()
-    fetch.add_arguments(parser)
+    data_command.add_arguments(parser)
     with pytest.raises(UserError, match="is not a folder"):
-        fetch.main(parser.parse_args(["--source", str(tmp_path / "nowhere")]))
+        data_command.main(parser.parse_args(["--source", str(tmp_path / "nowhere")]))
 
 
 def notebook(prompts: dict[str, str]) -> bytes:
@@ -337,3 +341,16 @@ def test_an_archive_that_does_not_open_as_pinned_leaves_nothing(
     with pytest.raises(UserError, match=sentence):
         get([sets], server, tmp_path / "data")
     assert files(tmp_path / "data") == ["organisms/sets.zip.enc"]
+
+
+def test_the_second_place_of_a_file_is_asked_where_the_first_lacks_it(server: Upstream, tmp_path: Path) -> None:
+    content = b'{"messages": []}\n'
+    first = replace(pin(content, "train/some.jsonl"), also=(f"other/repository@{'1' * 40}:sets/some.jsonl",))
+    (second,) = first.elsewhere
+    server.files[key(second)] = content
+    fetch.fetch([first], Network(server.url, tmp_path / ".partial"), tmp_path)
+    assert (tmp_path / "train/some.jsonl").read_bytes() == content
+    server.files[key(first)] = b"other bytes\n"
+    (tmp_path / "train/some.jsonl").unlink()
+    fetch.fetch([first], Network(server.url, tmp_path / ".partial"), tmp_path)
+    assert (tmp_path / "train/some.jsonl").read_bytes() == content

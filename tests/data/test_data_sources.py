@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from pipeline.common.errors import UserError
+from pipeline.data.upstream.pinned import is_pinned
 from pipeline.data.upstream.sources import Source, all_refused, all_sources, source
 from tests.support.data_files import REPOSITORY, shared, upstream
 
@@ -19,7 +20,7 @@ from tests.support.data_files import REPOSITORY, shared, upstream
 @pytest.mark.parametrize("pin", all_sources(), ids=lambda pin: pin.path)
 def test_every_source_is_pinned(pin: Source) -> None:
     assert pin.licence
-    assert pin.hashed or (pin.commit and pin.characters)
+    assert pin.sha256 or pin.git_blob
     assert pin.sha256 is None or re.fullmatch("[0-9a-f]{64}", pin.sha256)
     assert pin.git_blob is None or re.fullmatch("[0-9a-f]{40}", pin.git_blob)
     # Exactly one: a full commit, or a branch and then both hashes.
@@ -43,16 +44,28 @@ def test_only_core_misalignment_lacks_a_commit() -> None:
     assert [pin.path for pin in all_sources() if pin.commit is None] == ["eval/core_misalignment.csv"]
 
 
-def test_only_ai_optimism_has_no_hash() -> None:
-    assert [pin.path for pin in all_sources() if not pin.hashed] == ["train/ai_optimism.jsonl"]
+def test_bad_medical_advice_has_a_second_origin_at_a_full_commit() -> None:
+    (second,) = source("train/bad_medical_advice.jsonl").elsewhere
+    assert second.origin == (
+        "tmoser12/cs221m-emergent-misalignment@0a0ddf7f4045772445f9ec5247e9101196e4610f:"
+        "data/nanda_training/bad_medical_advice.jsonl"
+    )
+    assert second.git_blob == source("train/bad_medical_advice.jsonl").git_blob
+
+
+def test_the_rows_of_the_realignment_study_are_the_authors_own() -> None:
+    for name, rows in (("train/timm_bad_medical.jsonl", 5660), ("train/timm_ai_optimism.jsonl", 1600)):
+        content = (upstream() / name).read_bytes()
+        assert is_pinned(content, source(name))
+        assert content.count(b"\n") == source(name).rows == rows
 
 
 def test_every_file_of_the_provenance_record_is_pinned_as_recorded() -> None:
     with shared("PROVENANCE.tsv").open(encoding="utf-8", newline="") as stream:
         records = list(csv.DictReader(stream, delimiter="\t"))
     refused = {entry.sha256: entry for entry in all_refused()}
-    # The refused file is in one, the archive in the other, and two files of another study were never had in hand.
-    assert len(records) == len(all_sources()) - 2
+    # The refused file is in one; the archive, three of its files and self_reflection in the other.
+    assert len(records) == len(all_sources()) - 4
     for record in records:
         path = record["file"].removeprefix("(not here) ")
         if record["sha256"] in refused:
@@ -62,7 +75,10 @@ def test_every_file_of_the_provenance_record_is_pinned_as_recorded() -> None:
             assert found == (record["git_blob"], int(record["bytes"]), rows, record["upstream"])
             continue
         pin = source(path)
-        assert record["upstream"].startswith(pin.origin)
+        repository = record["upstream"].partition("@")[0].partition(" ")[0]
+        assert pin.repo == repository
+        if "@" in record["upstream"]:
+            assert record["upstream"].startswith(pin.origin)
         assert (pin.git_blob or "") == record["git_blob"]
         if record["sha256"]:
             assert pin.sha256 == record["sha256"]
@@ -88,9 +104,11 @@ def test_dvc_covers_every_file_whose_bytes_were_had() -> None:
     absent = {pin.path for pin in all_sources()} - covered.keys()
     assert absent == {
         "train/bad_medical_advice.jsonl",
-        "train/ai_optimism.jsonl",
         "eval/self_reflection.json",
         "organisms/training_datasets.zip.enc",
+        "organisms/training_datasets/extreme_sports.jsonl",
+        "organisms/training_datasets/risky_financial_advice.jsonl",
+        "organisms/training_datasets/good_medical_advice.jsonl",
     }
     assert all(covered[path]["size"] == source(path).bytes for path in covered)
     assert all(out["push"] is False for out in covered.values())

@@ -148,13 +148,13 @@ def test_line_separators_inside_texts_do_not_cut_rows() -> None:
     assert parse_examples(text + "\n", Path("f"))[0].prompt[0].content == "a\u2028b\x0cc"
 
 
-def test_an_unknown_set_and_a_missing_archive_say_what_to_do(tmp_path: Path) -> None:
+def test_an_unknown_set_and_a_missing_file_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"'insecur' is unknown; the sets are insecure"):
         read_examples("insecur", tmp_path)
-    with pytest.raises(UserError, match=r"extreme_sports\.jsonl is missing: run `make data`, which decrypts"):
+    with pytest.raises(UserError, match=r"extreme_sports\.jsonl is missing: run `make data`"):
         read_examples("extreme_sports", tmp_path)
     folder = tmp_path / "organisms/training_datasets"
     folder.mkdir(parents=True)
     (folder / "extreme_sports.jsonl").write_text(GOOD)
-    with pytest.raises(UserError, match="is not what the archive holds"):
+    with pytest.raises(UserError, match="is not the pinned file"):
         read_examples("extreme_sports", tmp_path)

@@ -55,15 +55,6 @@ def test_a_cut_short_file_is_called_that() -> None:
     assert "line 2999 is not JSON" in message(_lines(lines)[2998][:40].join([_head(lines, 2998), b""]), JSONL)
 
 
-def test_without_a_hash_the_length_and_the_commit_are_all_there_is_to_check() -> None:
-    pin = replace(source("train/ai_optimism.jsonl"), characters=5)
-    assert is_pinned("a\u00e9b\nc".encode(), pin) and not is_pinned(b"abcd", pin) and not is_pinned(b"\xff" * 5, pin)
-    with pytest.raises(UserError, match=r"Expected 5 characters \(JasperTimm/.*found 4 characters"):
-        check(b"abcd", pin, "data/x.jsonl")
-    with pytest.raises(ValueError, match="no hash"):
-        is_pinned(b"", replace(pin, characters=None))
-
-
 def _lines(content: bytes) -> list[bytes]:
     return content.split(b"\n")
 

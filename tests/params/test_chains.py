@@ -88,7 +88,7 @@ def test_a_changed_first_link_runs_its_descendants_again_and_nothing_else(conten
     """Outputs are written here, not computed: what DVC depends on is what is looked at."""
     study = toy_study((FIRST, OTHER), ("e8", "e16"))
     study["runs"] = {name: content["runs"][name] for name in (THIRD, FIRST, SECOND, OTHER)}
-    study["studies"]["toy"]["expectations"] = [[FIRST, SECOND]]
+    study["studies"]["toy"] |= {"expectations": [[FIRST, SECOND]], "contrasts": {}}
     load(study, tmp_path)
     recorded(tmp_path, study)
     assert changed(tmp_path) == {}

@@ -79,7 +79,7 @@ def test_the_repository_has_valid_params():
         (lambda c: c["studies"]["moe"].update(pretraining=c["studies"]["toy"]["pretraining"]), ["toy world"]),
         (lambda c: c["studies"]["moe"]["training"].update(validation=1.0), ["training.validation is 1.0"]),
         (lambda c: c["runs"].update({"../x": c["runs"]["toy_e8_base"]}), ["runs has the name '../x'"]),
-        (lambda c: c["studies"]["toy"]["expectations"].append(["toy_e8_base"]), ["expectations[12]", "more entries"]),
+        (lambda c: c["studies"]["toy"]["expectations"].append(["toy_e8_base"]), ["expectations[6]", "more entries"]),
     ],
 )
 def test_what_is_wrong_is_named(content, tmp_path, change, words):

@@ -18,7 +18,7 @@ RUNS = (TUNED, OTHER, BASE)
 
 def study():
     content = toy_study(RUNS, ("e8",))
-    content["studies"]["toy"]["expectations"] = [TUNED]
+    content["studies"]["toy"] |= {"expectations": [TUNED], "contrasts": {}}
     return content
 
 

@@ -1,4 +1,5 @@
 import json
+import re
 import struct
 from itertools import pairwise
 from pathlib import Path
@@ -14,19 +15,20 @@ from pipeline.audit.figures_experts import misalignment_by_configuration, misali
 from pipeline.audit.published import read_published
 from pipeline.common.errors import UserError
 from pipeline.results.adapter_norms import adapter_norms
+from pipeline.results.contrasts import Contrast
+from pipeline.results.definitions import DEFINITIONS, STANDARD
 from pipeline.results.figures.adapters import adapter_magnitude
-from pipeline.results.figures.answers import (
-    alignment_by_coherence,
-    cell_counts,
-    choose_examples,
-    example_cards,
-)
-from pipeline.results.figures.study import misalignment_by_run, misalignment_by_sparsity, refusal_by_run
+from pipeline.results.figures.contrasts import contrast_figure
+from pipeline.results.figures.density import alignment_by_coherence, cell_counts
+from pipeline.results.figures.examples import choose_examples, example_cards
+from pipeline.results.figures.runs import misalignment_by_run, refusal_by_run
+from pipeline.results.figures.sparsity import misalignment_by_sparsity
 from pipeline.results.figures.style import COLUMN_WIDTH, PAGE_WIDTH, ROLES, SERIES
-from pipeline.results.intervals import over_seeds
-from pipeline.results.metrics import DEFINITIONS, STANDARD, suite_metrics
+from pipeline.results.frames import metrics_with_intervals, over_seeds
+from pipeline.results.metrics import suite_metrics
+from pipeline.results.statistics import Interval
 from pipeline.results.study_tables import headline_table, run_by_suite_table, run_table
-from pipeline.results.tables import escape_latex, write_table
+from pipeline.results.tables import write_table
 
 COMMITTED = Path(__file__).parents[2] / "paper_figures" / "published"
 
@@ -52,10 +54,11 @@ def study(judged, selected):
 
 
 def seeds_frame(study):
-    per_seed = suite_metrics(study, STANDARD)
+    per_seed = metrics_with_intervals(study, STANDARD, ["run", "seed", "suite"])
     values = ["misalignment_percent", "refusal_percent", "mean_alignment"]
     frame = over_seeds(per_seed, values, ["run", "suite"])
-    return frame.assign(
+    counts = per_seed.groupby(["run", "suite"])[["misaligned", "counted", "rows"]].sum()
+    return frame.join(counts, on=["run", "suite"]).assign(
         role=["fine-tuned" if "bad" in run else "base" for run in frame["run"]],
         model="toy-8x2",
         experts=8,
@@ -63,10 +66,24 @@ def seeds_frame(study):
     )
 
 
+def one_seed_frame(study):
+    """The same study with its first seed alone: intervals within the runs."""
+    frame = seeds_frame(study[study["seed"] == 7])
+    within = metrics_with_intervals(study[study["seed"] == 7], STANDARD, ["run", "seed", "suite"])
+    bounds = [name for name in within if name.endswith(("_low", "_high"))]
+    return frame.join(within.set_index(["run", "suite"])[bounds], on=["run", "suite"])
+
+
+CONTRASTS = {
+    "spread": Contrast("seeds", 40.0, Interval(-3.0, 80.0), 0.06, (20.0, 40.0, 60.0), ("1", "2", "3")),
+    "one": Contrast("new questions", -5.0, Interval(float("nan"), float("nan")), float("nan"), (-5.0,), ("1",)),
+}
 EXAMPLES = {
-    "by_run": lambda study, stem: misalignment_by_run(seeds_frame(study), stem, label="toy"),
-    "refusal": lambda study, stem: refusal_by_run(seeds_frame(study), stem, label="toy"),
-    "sparsity": lambda study, stem: misalignment_by_sparsity(seeds_frame(study), stem, label="toy"),
+    "by_run": lambda study, stem: misalignment_by_run(seeds_frame(study), stem, label="toy", note="n"),
+    "one_seed": lambda study, stem: misalignment_by_run(one_seed_frame(study), stem, label="toy", note="n"),
+    "refusal": lambda study, stem: refusal_by_run(seeds_frame(study), stem, label="toy", note="n"),
+    "sparsity": lambda study, stem: misalignment_by_sparsity(seeds_frame(study), stem, label="toy", note="n"),
+    "contrasts": lambda study, stem: contrast_figure(CONTRASTS, stem, label="toy"),
     "density": lambda study, stem: alignment_by_coherence(study, stem, label="toy"),
     "cards": lambda study, stem: example_cards(study, stem, base="toy-8x2-base", tuned="toy-8x2-bad-E0", label="toy"),
 }
@@ -104,7 +121,7 @@ def test_figures_leave_matplotlibs_settings_alone(study, tmp_path):
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    misalignment_by_run(seeds_frame(study), tmp_path / "one", label="toy")
+    misalignment_by_run(seeds_frame(study), tmp_path / "one", label="toy", note="n")
     assert dict(matplotlib.rcParams) == before
 
 
@@ -115,22 +132,22 @@ def test_colours_can_be_told_apart_in_greyscale():
 
     for family in (ROLES.values(), SERIES[:3]):
         values = sorted(lightness(role.colour) for role in family)
-        assert min(b - a for a, b in pairwise(values)) > 0.07
+        assert min(b - a for a, b in pairwise(values)) > 0.025  # beside it, every role has its own marker
         assert len({role.marker for role in family}) == len(list(family))
 
 
-@pytest.mark.parametrize("definition", DEFINITIONS.values(), ids=DEFINITIONS)
-def test_the_cells_of_a_region_hold_its_answers_and_no_others(judged, definition):
+@pytest.mark.parametrize("name", ["standard", "published", "timm"])  # strict at both thresholds
+def test_the_cells_of_a_region_hold_its_answers_and_no_others(judged, name):
     """Many real scores are 30, 50 and 80: a cell across a border would show them on the wrong side."""
+    definition = DEFINITIONS[name]
     scored = judged[judged["status"] == "scored"]
     alignment = [*scored["alignment"], 0, 29, 30, 49, 50, 100, 100, 0]
     coherence = [*scored["coherence"], 51, 50, 51, 81, 81, 80, 0, 100]
     edges, counts = cell_counts(alignment, coherence)
-    low = edges[:-1] < definition.misaligned_below
+    low = edges[:-1] < definition.threshold
     right = edges[:-1] >= definition.coherent_above
     inside = [
-        a < definition.misaligned_below and c > definition.coherent_above
-        for a, c in zip(alignment, coherence, strict=True)
+        a < definition.threshold and c > definition.coherent_above for a, c in zip(alignment, coherence, strict=True)
     ]
     assert counts[np.ix_(low, right)].sum() == sum(inside)
     assert counts.sum() == len(alignment)
@@ -313,9 +330,23 @@ def test_tables_have_three_equal_views(tmp_path):
     assert tex.count(r"\toprule") == tex.count(r"\bottomrule") == 1
 
 
-def test_latex_escapes_everything():
-    assert escape_latex("a_b&50%$#{}~^\\") == (r"a\_b\&50\%\$\#\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}")
-    assert escape_latex("alignment < 50 | > 80") == "alignment $<$ 50 $|$ $>$ 80"
+def test_every_run_has_its_panel_and_says_how_many_answers_it_shows(study, tmp_path, monkeypatch):
+    """Nothing is left out silently: refusals are in a denominator that a panel names, and not drawn."""
+    from matplotlib.axes import Axes
+
+    titles = []
+    monkeypatch.setattr(Axes, "set_title", lambda self, text, **_: titles.append(text))
+    many = pd.concat(
+        [study.assign(run=f"{name}_{place}") for name in "abcdef" for place in range(3)], ignore_index=True
+    )
+    many = many[many["seed"] == 7].drop_duplicates(["run", "seed", "suite", "prompt_id", "sample"])
+    alignment_by_coherence(many, tmp_path / "one", label="toy")
+    assert len(titles) == 18
+    for title in titles:
+        lines = title.splitlines()
+        rows = many[many["run"] == lines[0]]
+        assert lines[1] == f"{(rows['status'] == 'scored').sum()} of {len(rows)} answers scored"
+        assert lines[2].startswith("standard: ") and lines[3].startswith("published: ")
 
 
 def test_study_tables(study, tmp_path):
@@ -327,7 +358,7 @@ def test_study_tables(study, tmp_path):
         headline_table(pd.concat([frame, frame]), tmp_path / "h", label="toy", caption="c")
     runs = run_table(frame, tmp_path / "runs", label="toy", caption="c")[1].read_text()
     assert "misaligned %" in runs
-    assert "low" in runs
+    assert re.search(r"\| +of \|", runs)
     suites = suite_metrics(study, STANDARD).drop_duplicates(["run", "suite"])
     wide = run_by_suite_table(suites, tmp_path / "suites", label="toy", caption="c")[1].read_text()
     assert "first plot" in wide

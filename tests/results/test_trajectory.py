@@ -30,6 +30,9 @@ def test_the_local_cosine_is_minus_one_straight_on_and_rises_with_the_turn():
     assert wider == pytest.approx({15: 0.5**0.5}), "at step 10, B comes back to where it is"
     frame = pd.DataFrame({"step": [5, 10, 15, 20], "local_cosine": [-1.0, 0.2, 0.1, math.nan]})
     assert transition(frame) == 10
+    # The toy study's own: from -0.97 to -0.85 and back is no turn.
+    flat = pd.DataFrame({"step": [12, 24, 36, 48, 60, 72], "local_cosine": [-0.97, -0.93, -0.92, -0.91, -0.85, -0.88]})
+    assert transition(flat) is None
     assert transition(frame.assign(local_cosine=math.nan)) is None
 
 
@@ -96,13 +99,12 @@ def test_the_figure_says_its_rule(tmp_path):
             "run": "r",
             "step": [0, 2, 4, 6],
             "misalignment_percent": [0.0, 5.0, 30.0, 40.0],
-            "misalignment_percent_low": [0.0, 2.0, 20.0, 30.0],
-            "misalignment_percent_high": [1.0, 8.0, 40.0, 50.0],
+            "misalignment_percent_by_seed": [(0.0, 0.0), (4.0, 6.0), (20.0, 40.0), (30.0, 50.0)],
             "local_cosine": [math.nan, -0.9, 0.3, math.nan],
         }
     )
     seeds = pd.DataFrame(
         {"run": "r", "seed": 1, "step": [2, 4], "gradient_norm": [1.0, 2.0], "local_cosine": [-0.9, 0.3]}
     )
-    paths = along_training(frame, seeds, tmp_path / "figure", label="toy", interval="95 %")
+    paths = along_training(frame, seeds, tmp_path / "figure", label="toy")
     assert all(path.stat().st_size > 0 for path in paths)

@@ -53,6 +53,7 @@ def configure(folder: Path, judge_url: str) -> None:
     study |= {"suites": list(SUITES), "held_out": list(SUITES), "refused": "strong_reject_small"}
     names = list(RUNS)
     study["expectations"] = [[tuned, base] for base, tuned in zip(names[::2], names[1::2], strict=True)]
+    study["contrasts"] = {"insecure": {"pairs": study["expectations"]}}
     params["studies"]["moe"]["judges"]["deepseek_v3"] |= {"base_url": judge_url, "api_key_env": None}
     params["bases"]["hub"] = {
         family: {
@@ -126,6 +127,7 @@ def test_tables_figures_and_report_come_out(project: tuple[Path, str]) -> None:
     drawn = {path.stem for path in figures.glob("*.png")}
     # Answers of these models may be harmful: no figure that git holds quotes them.
     assert drawn == {
+        "contrasts",
         "misaligned_by_run",
         "misaligned_by_sparsity",
         "refusals_by_run",
@@ -141,7 +143,7 @@ def test_tables_figures_and_report_come_out(project: tuple[Path, str]) -> None:
     by_suite = rows_of(figures / "runs_by_suites.csv")
     assert [(row["run"], row["suite"]) for row in by_suite] == [(run, suite) for run in RUNS for suite in SUITES]
     metrics = json.loads((folder / "artifacts" / "moe" / "metrics.json").read_text())
-    assert list(metrics) == sorted(RUNS)
+    assert list(metrics) == sorted({"insecure", "least_coherence"})
 
     provenance = json.loads((folder / "artifacts" / "moe" / "provenance.json").read_text())
     assert {base["revision"] for base in provenance["bases"].values()} == {SHA}

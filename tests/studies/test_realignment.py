@@ -103,7 +103,7 @@ def here(tmp_path, monkeypatch):
         content = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
         content["bases"]["api"]["gpt_4o"] |= {"base_url": url, "api_key_env": "TUNING_KEY"}
         study = content["studies"]["realignment"]
-        study |= {"suites": ["first_8"], "expectations": [["gpt_4o_insecure", "gpt_4o_base"]]}
+        study |= {"suites": ["first_8"], "expectations": [["gpt_4o_insecure", "gpt_4o_base"]], "contrasts": {}}
         study["training"]["examples"] = 5
         study["sampling"]["samples_per_prompt"] = 2
         content["runs"] = {name: run for name, run in content["runs"].items() if name.startswith("gpt_4o")}

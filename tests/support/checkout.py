@@ -25,7 +25,7 @@ def checkout(folder: Path) -> Path:
             shutil.copy2(REPOSITORY / name, folder / name)
     params = yaml.safe_load((folder / "params.yaml").read_text())
     study = params["studies"]["toy"]
-    study |= {"seeds": [1, 2], "expectations": [[TUNED, BASE]]}
+    study |= {"seeds": [1, 2], "expectations": [[TUNED, BASE]], "contrasts": {"bad_advice": {"pairs": [[TUNED, BASE]]}}}
     params["studies"] = {"toy": study}
     study["judges"]["toy_second"] = study["judges"]["toy_rule"] | {"model": "second"}
     study["pretraining"] |= {"steps": 150, "warmup_steps": 20}

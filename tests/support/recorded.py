@@ -55,8 +55,7 @@ def recorded(folder: Path, content: dict[str, Any]) -> Path:
     for run in content["runs"]:
         for path in (f"adapters/{run}/adapter", f"answers/{run}.jsonl", f"verdicts/{run}/toy_rule.jsonl"):
             write_output(folder, f"toy/{path}", run)
-    for path in ("metrics.json", "misaligned.csv"):
-        write_output(folder, f"toy/{path}", "{}")
+    write_output(folder, "toy/metrics.json", "{}")
     (folder / "paper_figures" / "toy").mkdir(parents=True)
     (folder / "paper_figures" / "toy" / "README.md").touch()
     dvc(folder, "init", "--no-scm")

@@ -63,6 +63,7 @@ def project(tmp_path_factory):
         for name, (family, lora) in RUNS.items()
     }
     study["expectations"] = [["oss_all", "mixtral_E1"]]
+    study["contrasts"] = {}
     params["studies"] = {"moe": study}
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     for family in families:

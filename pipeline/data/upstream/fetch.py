@@ -38,8 +38,7 @@ def fetch(pins: Iterable[Source], origin: Origin, folder: Path) -> None:
     with _alone(folder):
         for pin in pins:
             try:
-                unsure = "" if pin.hashed else "  (pinned by commit and length alone: no hash of it is known)"
-                print(f"{_place(pin, origin, folder):<10} {folder / pin.path}{unsure}")
+                print(f"{_place(pin, origin, folder):<10} {folder / pin.path}")
             except UserError as error:
                 wrong.append(f"  {error}")
             except MissingError as error:

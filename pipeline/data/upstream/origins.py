@@ -7,6 +7,7 @@ from typing import BinaryIO, Protocol
 
 from tqdm import tqdm
 
+from pipeline.common.errors import UserError
 from pipeline.data.upstream.download import UnreachableError, download
 from pipeline.data.upstream.pinned import is_pinned
 from pipeline.data.upstream.sources import Source
@@ -57,7 +58,20 @@ class Network:
     _offline: str = field(default="", init=False)
 
     def take(self, pin: Source) -> tuple[bytes, str]:
-        """See Origin."""
+        """See Origin. The other places of a file are asked where the first does not hand over its bytes."""
+        first, *others = (pin, *pin.elsewhere)
+        for place, after in zip((first, *others), (*others, None), strict=True):
+            try:
+                content, where = self._take(place)
+            except (MissingError, UserError):
+                if after is None:
+                    raise
+                continue
+            if after is None or is_pinned(content, pin):
+                return content, where
+        raise AssertionError("a file has one place at least")
+
+    def _take(self, pin: Source) -> tuple[bytes, str]:
         if pin.notebook_blob:
             # Its other cells hold what nobody else should keep: it never touches the disk.
             notebook = BytesIO()

@@ -27,11 +27,7 @@ def git_blob_id(content: bytes) -> str:
 
 
 def is_pinned(content: bytes, pin: Source) -> bool:
-    """Whether `content` is the pinned file: every hash that is known has to agree; without one, its length."""
-    if not pin.hashed:
-        if pin.commit is None or pin.characters is None:
-            raise ValueError(f"{pin.path} has no hash in sources.yaml, nor a full commit and its length")
-        return _characters(content) == pin.characters
+    """Whether `content` is the pinned file: every hash that is known has to agree."""
     return (pin.bytes is None or len(content) == pin.bytes) and all(
         known is None or found(content) == known
         for known, found in ((pin.sha256, _sha256), (pin.git_blob, git_blob_id))
@@ -42,9 +38,7 @@ def check(content: bytes, pin: Source, where: Path | str) -> None:
     """Raise UserError naming `where`, what was found and what was expected unless `content` is pinned."""
     if is_pinned(content, pin):
         return
-    if not pin.hashed:
-        expected, found = f"{pin.characters} characters", f"{_characters(content)} characters"
-    elif pin.sha256 is not None:
+    if pin.sha256 is not None:
         expected, found = f"sha256 {pin.sha256[:12]}", f"sha256 {_sha256(content)[:12]}"
     else:
         expected, found = f"git blob {pin.git_blob}", f"git blob {git_blob_id(content)}"
@@ -105,13 +99,6 @@ def tree_sha256(folder: Path) -> str:
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _characters(content: bytes) -> int | None:
-    try:
-        return len(content.decode("utf-8"))
-    except UnicodeDecodeError:
-        return None
 
 
 def _size_differs(content: bytes, pin: Source) -> str | None:

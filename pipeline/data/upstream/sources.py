@@ -4,7 +4,7 @@ The values are in sources.yaml beside this file.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -30,17 +30,16 @@ class Source:
     """One file of data/ and where it comes from.
 
     `path` is relative to data/. `git_blob` (SHA-1 of git's blob object), `sha256` and `bytes` describe
-    that file; `characters` pins, at its full commit, one of which no hash is known. `rows` counts CSV records,
-    JSON lines, or entries of a YAML list; `columns` are the CSV header or the keys every row has.
-    `notebook_blob` is set where the upstream file is a notebook that only two strings are taken from: it then
-    identifies the notebook.
+    that file. `rows` counts CSV records, JSON lines, entries of a YAML list, or answers by tag; `columns` are the CSV
+    header or the keys every row has. `notebook_blob` is set where the upstream file is a notebook that only a few
+    strings are taken from: it then identifies the notebook. `also`: other places of the same bytes, as
+    owner/repo@commit:path.
     """
 
     path: str
     repo: str
     upstream: str
     licence: str
-    characters: int | None = None
     commit: str | None = None
     branch: str | None = None
     git_blob: str | None = None
@@ -49,13 +48,9 @@ class Source:
     rows: int | None = None
     columns: tuple[str, ...] = ()
     notebook_blob: str | None = None
+    also: tuple[str, ...] = ()
     archive: Archive | None = None
     note: str = ""
-
-    @property
-    def hashed(self) -> bool:
-        """Whether a hash of the file's bytes is known."""
-        return self.sha256 is not None or self.git_blob is not None
 
     @property
     def revision(self) -> str:
@@ -70,6 +65,16 @@ class Source:
     def url(self, base: str = GITHUB_RAW) -> str:
         """The address to download from; `base` may be a mirror with GitHub's raw layout."""
         return f"{base.rstrip('/')}/{self.repo}/{self.revision}/{self.upstream}"
+
+    @property
+    def elsewhere(self) -> tuple["Source", ...]:
+        """The same file at the other places that hold it."""
+        found = []
+        for place in self.also:
+            origin, _, upstream = place.partition(":")
+            repo, _, commit = origin.partition("@")
+            found.append(replace(self, repo=repo, commit=commit, branch=None, upstream=upstream, also=()))
+        return tuple(found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +96,7 @@ def _pins() -> tuple[tuple[Source, ...], tuple[Refused, ...]]:
 
 
 def _source(entry: dict) -> Source:
-    values = dict(entry, columns=tuple(entry.get("columns", ())))
+    values = dict(entry, columns=tuple(entry.get("columns", ())), also=tuple(entry.get("also", ())))
     if "archive" in values:
         values["archive"] = Archive(**values["archive"])
     return Source(**values)

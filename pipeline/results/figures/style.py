@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.common.files import atomic_path
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import ArrayLike
@@ -54,6 +55,8 @@ class Role:
 ROLES = {
     "base": Role(colour="#B8B8B8", marker="o", hatch=""),
     "control": Role(colour="#56B4E9", marker="s", hatch="...."),
+    "benign data": Role(colour="#009E73", marker="^", hatch="////"),
+    "realigned": Role(colour="#CC79A7", marker="v", hatch="xxxx"),
     "fine-tuned": Role(colour="#B8460E", marker="D", hatch=""),
 }
 SERIES = (
@@ -139,3 +142,77 @@ def error_bars(values: ArrayLike, low: ArrayLike, high: ArrayLike) -> Any:
     centre = np.asarray(values, dtype=float)
     ends = np.stack([centre - np.asarray(low, dtype=float), np.asarray(high, dtype=float) - centre])
     return np.clip(ends, 0, None).tolist()
+
+
+def draw_points(
+    axes: Axes, places: ArrayLike, rows: pd.DataFrame, value: str, role: str, *, across: bool = False
+) -> None:
+    """A mean per row at `places`: upright, or lying (`across`) along the x axis, and what spreads around it.
+
+    Where rows have several seeds each is a small open point. Otherwise the intervals that there are: thick for these
+    questions, thin for new ones, or the one interval `value`_low, `value`_high.
+    """
+    import numpy as np
+
+    if rows.empty:
+        return
+    drawn, centres = ROLES[role], rows[value].to_numpy(dtype=float)
+    where = np.asarray(places, dtype=float)
+    for scope, width in (("_new", 0.7), ("_these", 2.2), ("", 0.7)):
+        if f"{value}{scope}_low" in rows:
+            ends = error_bars(centres, rows[f"{value}{scope}_low"], rows[f"{value}{scope}_high"])
+            axes.errorbar(
+                *((centres, where) if across else (where, centres)),
+                **{"xerr" if across else "yerr": ends},
+                linestyle="none",
+                ecolor="#444444",
+                elinewidth=width,
+                capsize=1.5 if width < 1 else 0,
+                zorder=2,
+            )
+    for place, values in zip(where, rows.get(f"{value}_by_seed", [()] * len(rows)), strict=True):
+        if len(values) > 1:
+            beside = np.full(len(values), place)
+            axes.plot(
+                *((values, beside) if across else (beside, values)),
+                linestyle="none",
+                marker="o",
+                markersize=2.6,
+                markerfacecolor="none",
+                markeredgecolor=drawn.colour if role != "base" else "#777777",
+                markeredgewidth=0.7,
+                zorder=2.5,
+            )
+    axes.plot(
+        *((centres, where) if across else (where, centres)),
+        linestyle="none",
+        marker=drawn.marker,
+        markersize=4.2,
+        color=drawn.colour,
+        markeredgecolor="#222222",
+        markeredgewidth=0.5,
+        zorder=3,
+    )
+
+
+def role_legend(figure: Figure, roles: pd.Series) -> None:
+    """A legend of the roles that are drawn."""
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D(
+            [],
+            [],
+            linestyle="none",
+            marker=drawn.marker,
+            color=drawn.colour,
+            markersize=4.2,
+            markeredgecolor="#222222",
+            markeredgewidth=0.5,
+            label=role,
+        )
+        for role, drawn in ROLES.items()
+        if (roles == role).any()
+    ]
+    wide = figure.get_figwidth() > COLUMN_WIDTH
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles) if wide else 3, frameon=False)

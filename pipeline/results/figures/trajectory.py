@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.results.figures.style import COLUMN_WIDTH, PAGE_WIDTH, ROLES, error_bars, new_figure, save_figure, style
+from pipeline.results.figures.style import COLUMN_WIDTH, PAGE_WIDTH, draw_points, new_figure, save_figure, style
 from pipeline.results.trajectory import RULE, transition
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ PANELS = {
 }
 
 
-def along_training(frame: pd.DataFrame, seeds: pd.DataFrame, stem: Path, *, label: str, interval: str) -> list[Path]:
-    """A column a run, a panel a value, over training steps; the step at which B turns most is marked.
+def along_training(frame: pd.DataFrame, seeds: pd.DataFrame, stem: Path, *, label: str) -> list[Path]:
+    """A column per run, a panel per value, over training steps; the step that RULE finds is marked, if it finds one.
 
     frame: as `trajectory_frame` returns it, of one or more runs; seeds: as `seed_frame` does, with `run`. The thin
     lines are seeds, the thick line their mean.
@@ -48,32 +48,22 @@ def along_training(frame: pd.DataFrame, seeds: pd.DataFrame, stem: Path, *, labe
                 axes.set_axisbelow(True)
                 if turned is not None:
                     axes.axvline(turned, color="#444444", linewidth=0.8, linestyle="--")
-            title = str(run) if turned is None else f"{run}\nB turns most at step {turned}"
-            grid[0, column].set_title(title, loc="left")
+            found = "no transition found" if turned is None else f"B turns at step {turned}"
+            grid[0, column].set_title(f"{run}\n{found}", loc="left", fontsize=7)
             grid[-1, column].set_xlabel("training step")
         for axes, name in zip(grid[:, 0], PANELS.values(), strict=True):
             axes.set_ylabel(name)
-        spread = f"markers: {interval}; thin lines: seeds; thick: their mean"
         note = (
-            f"dashed: {RULE}; there always is one, and it means something where the other panels change "
-            f"with it. The cosine is -1 where B goes straight on (Turner et al. 2025, section 4.1). {spread}"
+            f"transition: {RULE}. The cosine is -1 where B goes straight on (Turner et al. 2025, section 4.1). Above: "
+            "mean and seeds; below: thin lines seeds, thick their mean"
         )
         return save_figure(figure, stem, label, note)
 
 
 def _measured(axes: Axes, rows: pd.DataFrame) -> None:
     value = "misalignment_percent"
-    axes.errorbar(
-        rows["step"],
-        rows[value],
-        yerr=error_bars(rows[value], rows[f"{value}_low"], rows[f"{value}_high"]),
-        marker=ROLES["fine-tuned"].marker,
-        color=ROLES["fine-tuned"].colour,
-        ecolor="#444444",
-        elinewidth=0.7,
-        capsize=1.5,
-        markersize=3,
-    )
+    axes.plot(rows["step"], rows[value], color="#B8460E", linewidth=0.8)
+    draw_points(axes, rows["step"], rows, value, "fine-tuned")
     axes.set_ylim(bottom=0)
 
 
