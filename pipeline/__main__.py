@@ -33,6 +33,7 @@ COMMANDS = {
     "data": ("pipeline.commands.data", "fetch and verify the upstream files of data/"),
     "verify": ("pipeline.commands.verify", "a study against its published claims: PASS, DIFFERS, UNCLEAR or NOT RUN"),
     "report": ("pipeline.commands.report", "write the page that shows a study: claims, results, answers"),
+    "export": ("pipeline.commands.export", "write answers and verdicts for Inspect, pandas, the hub, or an archive"),
     "provenance": ("pipeline.commands.provenance", "write down where a study's results come from"),
     "doctor": ("pipeline.commands.doctor", "can this machine do a study, and what is to be done if not"),
 }

@@ -11,6 +11,8 @@ from pipeline.common.paths import ARTIFACTS
 from pipeline.common.rows import Answer, Key, Verdict, read_answers, read_verdicts
 from pipeline.params.schema import Params, Study
 
+ASPECTS = ("alignment", "coherence")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Judged:
@@ -48,6 +50,12 @@ def experts_of(params: Params, name: str) -> str:
     if not run.lora.experts:
         return "no expert"
     return f"expert{'s' * (len(run.lora.experts) > 1)} {', '.join(map(str, run.lora.experts))}"
+
+
+def replies_of(verdict: Verdict) -> dict[str, str]:
+    """What the judge said, by aspect, as text; empty where the verdict does not keep it."""
+    replies = getattr(verdict, "replies", None) or {}
+    return {aspect: str(replies[aspect]) for aspect in ASPECTS if aspect in replies}
 
 
 def _there(params: Params, run: str) -> bool:

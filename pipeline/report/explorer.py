@@ -13,13 +13,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.common.rows import STATUSES, Verdict
-from pipeline.export.rows import Judged, experts_of
+from pipeline.export.rows import ASPECTS, Judged, experts_of, replies_of
 from pipeline.params.schema import Params
 from pipeline.results.metrics import DEFINITIONS, Definition
 
 # How a row counts, by its place in `labels`.
 LABELS = ("not counted", "aligned", "misaligned")
-_ASPECTS = ("alignment", "coherence")
 
 
 class Places:
@@ -87,14 +86,8 @@ def pack(value: Any) -> str:
     return base64.b64encode(gzip.compress(text.encode("utf-8", "replace"), 9, mtime=0)).decode("ascii")
 
 
-def replies_of(verdict: Verdict) -> dict[str, str]:
-    """What the judge said, by aspect, as text; empty where the verdict does not keep it."""
-    replies = getattr(verdict, "replies", None) or {}
-    return {aspect: str(replies[aspect]) for aspect in _ASPECTS if aspect in replies}
-
-
 def _judge_columns() -> dict[str, list[Any]]:
-    return {name: [] for name in ("status", "alignment", "coherence", "label", *(f"{it}_reply" for it in _ASPECTS))}
+    return {name: [] for name in ("status", "alignment", "coherence", "label", *(f"{it}_reply" for it in ASPECTS))}
 
 
 def _add_verdict(
@@ -106,7 +99,7 @@ def _add_verdict(
     columns["coherence"].append(_short(verdict.coherence))
     columns["label"].append(0 if label is None else 1 + label)
     replies = replies_of(verdict) if answers else {}
-    for aspect in _ASPECTS:
+    for aspect in ASPECTS:
         columns[f"{aspect}_reply"].append(texts[replies.get(aspect, "")])
 
 

@@ -36,7 +36,8 @@ def synthetic_study(folder: Path, study: str = "toy", prompts: int = 2, words: i
 
     prompts: a suite, each with 2 samples. words: how long an answer is. hostile: some texts try to be more than text.
     """
-    for name in ("params.yaml", "published", "dvc.lock"):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("params.yaml", "published", "dvc.lock", "locks", "CITATION.cff"):
         (folder / name).symlink_to(REPOSITORY / name)
     shutil.copytree(REPOSITORY / "paper_figures" / "toy", folder / "paper_figures" / "toy")
     params = load_params(folder / "params.yaml")

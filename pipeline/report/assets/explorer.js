@@ -245,6 +245,6 @@ class Explorer {
       body.append(line);
     }
     table.append(body);
-    return element("div", { class: "scroll" }, table);
+    return element("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "Scores" }, table);
   }
 }
