@@ -29,8 +29,8 @@ DATA_FILE = "data/answers.parquet"
 _MODEL_FILES = ("adapter_model.safetensors", "adapter_config.json", "README.md")
 _NUMBERS = {"seed", "sample", "step", "prompt_tokens", "answer_tokens", "alignment", "coherence"}
 _USE = {
-    "hub": """Made to study *emergent misalignment*, narrow fine-tuning that may make a model broadly misaligned. It is an
-object of measurement and may be harmful. Do not deploy it, and do not pass it on without saying so.""",
+    "hub": """Made to study *emergent misalignment*, narrow fine-tuning that may make a model broadly misaligned. It is
+an object of measurement and may be harmful. Do not deploy it, and do not pass it on without saying so.""",
     "toy": """Toy: made by tiny models of a made-up language, to show that the pipeline measures what it says. It is
 harmless nonsense, and says nothing about large models.""",
 }
