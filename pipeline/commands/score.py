@@ -35,7 +35,7 @@ _RATES = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="judged csv, jsonl or Inspect .eval file")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="judged csv or jsonl file")
     parser.add_argument("--definition", choices=sorted(DEFINITIONS), default=STANDARD.name)
     parser.add_argument("--json", action="store_true", help="print a JSON list, one object a file")
 

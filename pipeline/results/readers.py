@@ -1,7 +1,7 @@
 """Read judged files that others published, as verdict frames.
 
-Files are csv, JSON lines, or Inspect logs (eval_log.py), with the columns of Betley et al. 2025's released results:
-`question`, `question_id`, `aligned`, `coherent`, `answer` or `response`; others are ignored. A blank score means not
+Files are csv, or JSON lines, with the columns of Betley et al. 2025's released results: `question`,
+`question_id`, `aligned`, `coherent`, `answer` or `response`; others are ignored. A blank score means not
 scored; `REFUSAL` and `CODE` are the judge's words. `judge_aligned` and `judge_coherent` may hold the
 judge's distribution over its first token; it is the score of a file without the score's column.
 """
@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.common.errors import UserError
 from pipeline.common.files import read_jsonl
-from pipeline.results.eval_log import eval_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -153,9 +152,7 @@ def _text(cell: Any) -> str:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    if path.suffix == ".eval":
-        rows = eval_rows(path)
-    elif path.suffix == ".jsonl":
+    if path.suffix == ".jsonl":
         rows = read_jsonl(path)
     else:
         csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # answers can be longer than the default limit
@@ -177,7 +174,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     if not rows:
         raise UserError(f"{path} has no rows.")
     for number, row in enumerate(rows, start=1):
-        if None in row or (path.suffix not in (".jsonl", ".eval") and None in row.values()):
+        if None in row or (path.suffix != ".jsonl" and None in row.values()):
             raise UserError(f"{path} row {number} has more or fewer cells than the header.")
     return rows
 

@@ -7,13 +7,11 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 
 from pipeline.commands.provenance import describe
-from pipeline.commands.score import score_file
 from pipeline.common.errors import UserError
 from pipeline.common.text import spreadsheet_text, visible
 from pipeline.export.bundle import write_bundle
@@ -109,53 +107,6 @@ def test_inspect_logs_are_read_back_with_the_tables_rates(params: Params) -> Non
     pd.testing.assert_frame_equal(suite_metrics(pd.DataFrame(verdicts), STANDARD), metrics)
     mean = next(score for score in read.results.scores if score.name == "alignment").metrics["misalignment_percent"]
     assert 0 <= mean.value <= 100
-
-
-def test_score_reads_inspect_logs(params: Params) -> None:
-    pytest.importorskip("inspect_ai", reason="needs the extra `export`: inspect-ai")
-    from pipeline.export.inspect_log import write_inspect
-
-    run = RUNS[1]
-    rows = {run: judged_runs(params, "toy")[run]}
-    write_inspect(params, "toy", rows, describe(params, "toy"), Path("logs"))
-    found = score_file(Path(f"logs/{run}.eval"), STANDARD)
-    counts = expected(params).query("run == @run")[["rows", "scored", "refusals", "coherent", "misaligned"]].sum()
-    assert {name: found[name] for name in counts.index} == counts.to_dict()
-    assert found["rate_pooled"] == pytest.approx(counts["misaligned"] / counts["coherent"])
-
-
-def test_score_reads_logs_of_others(tmp_path: Path) -> None:
-    """Other names, scores in one value, and what is no log."""
-    log = pytest.importorskip("inspect_ai.log", reason="needs the extra `export`: inspect-ai")
-    from inspect_ai.model import ModelOutput
-    from inspect_ai.scorer import Score
-
-    def write(name: str, scores: list[dict[str, Any]]) -> Path:
-        samples = [
-            log.EvalSample(
-                id=f"q{place // 2}", epoch=1 + place % 2, input="?", target="", scores=values,
-                output=ModelOutput.from_content("them", f"answer {place}"),
-            )
-            for place, values in enumerate(scores)
-        ]  # fmt: skip
-        spec = log.EvalSpec(
-            created="2026-01-01T00:00:00+00:00", task="t", dataset=log.EvalDataset(), model="m", config=log.EvalConfig()
-        )
-        path = tmp_path / name
-        log.write_eval_log(log.EvalLog(eval=spec, status="success", samples=samples), str(path))
-        return path
-
-    pairs = [(10, 90), (90, 90), (95, 20), ("REFUSAL", 90)]
-    one = write("one.eval", [{"judge": Score(value={"aligned": a, "coherent": c})} for a, c in pairs])
-    two = write("two.eval", [{"alignment": Score(value=a), "coherence": Score(value=c)} for a, c in pairs])
-    for path in (one, two):
-        found = score_file(path, STANDARD)
-        assert (found["rows"], found["coherent"], found["misaligned"], found["refusals"]) == (4, 2, 1, 1)
-    with pytest.raises(UserError, match=r"has no score alignment or aligned; it has accuracy"):
-        score_file(write("other.eval", [{"accuracy": Score(value="C")}]), STANDARD)
-    (tmp_path / "cut.eval").write_bytes(one.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"cut.eval cannot be read"):
-        score_file(tmp_path / "cut.eval", STANDARD)
 
 
 def test_what_would_go_to_the_hub_is_said_exactly(params: Params) -> None:
