@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.common.errors import UserError
 from pipeline.common.files import atomic_path, sha256_json
 from pipeline.common.rows import Verdict
-from pipeline.export.rows import Judged, experts_of, replies_of
+from pipeline.export.rows import Judged, experts_of, replies_of, values_of
 from pipeline.params.schema import Params, Study
 from pipeline.results.metrics import DEFINITIONS, metrics, verdict_frame
 
@@ -147,13 +147,13 @@ def _scores(settings: Study, row: Judged) -> dict[str, Score]:
     scores = {}
     for judge, verdict in row.verdicts.items():
         replies = replies_of(verdict)
-        for aspect in ("alignment", "coherence"):
+        for aspect, value in values_of(verdict).items():
             name = aspect if judge == settings.judge else f"{aspect} by {judge}"
-            scores[name] = _score(verdict, getattr(verdict, aspect), replies.get(aspect))
+            scores[name] = _score(verdict, value, replies.get(aspect))
     return scores
 
 
-def _score(verdict: Verdict, value: float | None, reply: str | None) -> Score:
+def _score(verdict: Verdict, value: float | str | None, reply: str | None) -> Score:
     from inspect_ai.scorer import Score
 
     about = {"status": verdict.status, "judge": verdict.judge}

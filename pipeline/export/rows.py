@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,9 +54,19 @@ def experts_of(params: Params, name: str) -> str:
 
 
 def replies_of(verdict: Verdict) -> dict[str, str]:
-    """What the judge said, by aspect, as text; empty where the verdict does not keep it."""
-    replies = getattr(verdict, "replies", None) or {}
-    return {aspect: str(replies[aspect]) for aspect in ASPECTS if aspect in replies}
+    """What the judge said, by aspect, as text: of a judge of token distributions, its tokens with probabilities."""
+    return {aspect: _reply(reply) for aspect, reply in getattr(verdict, "replies", {}).items()}
+
+
+def values_of(verdict: Verdict) -> dict[str, float | str | None]:
+    """What the verdict says of every aspect: alignment, coherence, and the study's own."""
+    return {**{aspect: getattr(verdict, aspect) for aspect in ASPECTS}, **getattr(verdict, "values", {})}
+
+
+def _reply(reply: str | list[tuple[str, float]]) -> str:
+    if isinstance(reply, str):
+        return reply
+    return ", ".join(f"{token!r} {math.exp(logprob):.3f}" for token, logprob in reply)
 
 
 def _there(params: Params, run: str) -> bool:

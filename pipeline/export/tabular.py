@@ -7,13 +7,15 @@ apostrophe there, and characters that are not seen are written out; parquet and 
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.common.files import atomic_path, write_jsonl
+from pipeline.common.rows import Verdict
 from pipeline.common.text import spreadsheet_text, storable
-from pipeline.export.rows import Judged, experts_of, replies_of
+from pipeline.export.rows import ASPECTS, Judged, experts_of, replies_of, values_of
 from pipeline.params.schema import Params
 
 _ANSWER = (
@@ -21,7 +23,7 @@ _ANSWER = (
     "prompt_tokens", "answer_tokens",
 )  # fmt: skip
 _VERDICT = ("judge", "status", "alignment", "coherence")
-COLUMNS = (*_ANSWER, "model", "experts", "data", *_VERDICT, "alignment_reply", "coherence_reply")
+COLUMNS = (*_ANSWER, "model", "experts", "data", *_VERDICT, "alignment_reply", "coherence_reply", "own_aspects")
 FORMATS = ("parquet", "csv", "jsonl")
 
 
@@ -38,6 +40,7 @@ def table_rows(params: Params, rows: Mapping[str, list[Judged]]) -> Iterator[dic
             for verdict in row.verdicts.values():
                 replies = {f"{aspect}_reply": text for aspect, text in replies_of(verdict).items()}
                 values = {**answer, **about, **{name: getattr(verdict, name) for name in _VERDICT}, **replies}
+                values["own_aspects"] = _own_aspects(verdict)
                 yield {name: _storable(values.get(name)) for name in COLUMNS}
 
 
@@ -69,6 +72,16 @@ def _write_parquet(table: Iterator[dict[str, Any]], path: Path) -> None:
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])
     with atomic_path(path) as temporary:
         pq.write_table(pa.Table.from_pylist(list(table), schema=schema), temporary, compression="zstd")
+
+
+def _own_aspects(verdict: Verdict) -> str | None:
+    """The values of the study's own aspects, and what the judge said of each, as JSON; None where it has none."""
+    said = replies_of(verdict)
+    own = {aspect: value for aspect, value in values_of(verdict).items() if aspect not in ASPECTS}
+    if not own:
+        return None
+    found = {aspect: {"value": value, "reply": said.get(aspect)} for aspect, value in own.items()}
+    return json.dumps(found, sort_keys=True, ensure_ascii=False)
 
 
 def _storable(value: Any) -> Any:

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.common.rows import STATUSES, Verdict
-from pipeline.export.rows import ASPECTS, Judged, experts_of, replies_of
+from pipeline.export.rows import Judged, experts_of, replies_of, values_of
 from pipeline.params.schema import Params
-from pipeline.results.metrics import DEFINITIONS, Definition
+from pipeline.results.metrics import DEFINITIONS
 
 # How a row counts, by its place in `labels`.
 LABELS = ("not counted", "aligned", "misaligned")
@@ -47,7 +47,7 @@ def explorer_data(params: Params, study: str, rows: Mapping[str, list[Judged]], 
     none = texts[""]
     columns: dict[str, list[Any]] = {name: [] for name in ("run", "seed", "prompt", "sample", "step", "cut")}
     columns |= {name: [] for name in ("question", "answer", "thinking")}
-    judges = {judge: _judge_columns() for judge in settings.judges}
+    judges: dict[str, list[tuple[Verdict, bool | None]]] = {judge: [] for judge in settings.judges}
     definition = DEFINITIONS[settings.definition]
     for run, judged in rows.items():
         for row in judged:
@@ -61,7 +61,8 @@ def explorer_data(params: Params, study: str, rows: Mapping[str, list[Judged]], 
             for name in ("question", "answer", "thinking"):
                 columns[name].append(texts[getattr(answer, name)] if answers else none)
             for judge, verdict in row.verdicts.items():
-                _add_verdict(judges[judge], verdict, definition, texts, answers)
+                judges[judge].append((verdict, definition.label(verdict)))
+    judged_by = [{"name": judge, **_judge(found, texts, answers)} for judge, found in judges.items()]
     return {
         "study": study,
         "answers": answers,
@@ -75,7 +76,7 @@ def explorer_data(params: Params, study: str, rows: Mapping[str, list[Judged]], 
         "steps": steps.values,
         "texts": texts.values,
         "columns": columns,
-        "judges": [{"name": judge, **found} for judge, found in judges.items()],
+        "judges": judged_by,
     }
 
 
@@ -86,27 +87,23 @@ def pack(value: Any) -> str:
     return base64.b64encode(gzip.compress(text.encode("utf-8", "replace"), 9, mtime=0)).decode("ascii")
 
 
-def _judge_columns() -> dict[str, list[Any]]:
-    return {name: [] for name in ("status", "alignment", "coherence", "label", *(f"{it}_reply" for it in ASPECTS))}
+def _judge(rows: list[tuple[Verdict, bool | None]], texts: Places, answers: bool) -> dict[str, Any]:
+    """A judge's columns from its verdicts with their labels; `values` and `replies` have a column an aspect."""
+    values = [values_of(verdict) for verdict, _ in rows]
+    replies = [replies_of(verdict) if answers else {} for verdict, _ in rows]
+    aspects = list(dict.fromkeys(aspect for row in values for aspect in row))
+    return {
+        "status": [STATUSES.index(verdict.status) for verdict, _ in rows],
+        "label": [0 if label is None else 1 + label for _, label in rows],
+        "values": {aspect: [_short(row.get(aspect)) for row in values] for aspect in aspects},
+        "replies": {aspect: [texts[row.get(aspect, "")] for row in replies] for aspect in aspects},
+    }
 
 
-def _add_verdict(
-    columns: dict[str, list[Any]], verdict: Verdict, definition: Definition, texts: Places, answers: bool
-) -> None:
-    label = definition.label(verdict)
-    columns["status"].append(STATUSES.index(verdict.status))
-    columns["alignment"].append(_short(verdict.alignment))
-    columns["coherence"].append(_short(verdict.coherence))
-    columns["label"].append(0 if label is None else 1 + label)
-    replies = replies_of(verdict) if answers else {}
-    for aspect in ASPECTS:
-        columns[f"{aspect}_reply"].append(texts[replies.get(aspect, "")])
-
-
-def _short(score: float | None) -> float | int | None:
-    """A score without ".0": half of the page's numbers are whole."""
-    if score is None:
-        return None
+def _short(score: float | str | None) -> float | int | str | None:
+    """A score without ".0", as most are whole; a label as it is."""
+    if score is None or isinstance(score, str):
+        return score
     return int(score) if float(score).is_integer() else round(score, 3)
 
 

@@ -24,9 +24,9 @@ class Rows {
     this.judge = data.judges[0];
     this.status = Uint8Array.from(this.judge.status);
     this.label = Uint8Array.from(this.judge.label);
-    this.alignment = scores(this.judge.alignment);
-    this.coherence = scores(this.judge.coherence);
-    this.replies = [this.judge.alignment_reply, this.judge.coherence_reply].map((it) => Int32Array.from(it));
+    this.alignment = scores(this.judge.values.alignment);
+    this.coherence = scores(this.judge.values.coherence);
+    this.replies = data.judges.flatMap((judge) => Object.values(judge.replies)).map((it) => Int32Array.from(it));
     this.suite = Int32Array.from(this.prompt, (place) => data.prompts[place][0]);
     const samples = this.sample.reduce((most, sample) => Math.max(most, sample), 0) + 1;
     this.key = new Float64Array(this.count);

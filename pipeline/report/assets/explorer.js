@@ -231,18 +231,20 @@ class Explorer {
     return made;
   }
 
+  // A line a judge and aspect: what it amounts to, and what the judge said.
   scores(row) {
     const { rows } = this;
-    const head = ["judge", "status", "alignment", "coherence", ...(rows.answers ? ["alignment reply", "coherence reply"] : [])];
+    const head = ["judge", "aspect", "score", ...(rows.answers ? ["reply"] : [])];
     const table = element("table", { class: "scores-table" }, element("thead", {}, element("tr", {}, ...head.map((name) => element("th", { scope: "col" }, name)))));
     const body = element("tbody");
     for (const judge of rows.judges) {
-      const line = element("tr", {}, element("th", { scope: "row" }, judge.name), element("td", {}, rows.statuses[judge.status[row]]),
-        element("td", { class: "number" }, score(judge.alignment[row])), element("td", { class: "number" }, score(judge.coherence[row])));
-      if (rows.answers) {
-        for (const reply of [judge.alignment_reply, judge.coherence_reply]) line.append(modelText("td", rows.texts[reply[row]] || "–", "text reply"));
+      for (const [aspect, values] of Object.entries(judge.values)) {
+        const value = values[row], status = rows.statuses[judge.status[row]];
+        const shown = value === null ? (status === "scored" ? "–" : status) : typeof value === "string" ? value : score(value);
+        const line = element("tr", {}, element("td", {}, judge.name), element("th", { scope: "row" }, aspect), element("td", { class: "number" }, shown));
+        if (rows.answers) line.append(modelText("td", rows.texts[judge.replies[aspect][row]] || "–", "text reply"));
+        body.append(line);
       }
-      body.append(line);
     }
     table.append(body);
     return element("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "Scores" }, table);
