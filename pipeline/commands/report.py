@@ -45,6 +45,11 @@ def main(args: argparse.Namespace) -> None:
     print(f"report  {path}  ({path.stat().st_size / 1e6:.1f} MB; open it in a browser)")
 
 
+def path_of(study: str) -> Path:
+    """Where a study's report is written unless it is said otherwise."""
+    return ARTIFACTS / study / "report.html"
+
+
 def write(
     params: Params,
     name: str,
@@ -68,7 +73,7 @@ def write(
     from pipeline.report.explorer import explorer_data
     from pipeline.report.page import render
 
-    path = output or ARTIFACTS / name / "report.html"
+    path = output or path_of(name)
     if answers is None:
         answers = FIGURES.resolve() not in path.resolve().parents
     rows = judged_runs(params, name)

@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Iterator
 
-from pipeline.commands import provenance
+from pipeline.commands import provenance, report
 from pipeline.common.errors import UserError
 from pipeline.common.paths import CACHE, FIGURES
 from pipeline.params.load import load_params
@@ -44,7 +44,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"Study: {name}, because {why}.", flush=True)
     started = time.monotonic()
     with _one_at_a_time():
-        if changed(f"aggregate@{name}"):
+        if to_do := changed(f"aggregate@{name}"):
             if args.engine == "ray":
                 from pipeline.running.cluster import head
 
@@ -53,6 +53,10 @@ def main(args: argparse.Namespace) -> None:
                 reproduce(params, name, args.jobs or default_jobs(params, name))
     _print_results(name, time.monotonic() - started)
     provenance.write(params, name)
+    page = report.path_of(name)
+    if to_do or not page.exists():  # a no-op takes seconds, as long as the page does
+        report.write(params, name)
+    print(f"page    {page}  (open it in a browser)")
 
 
 def _count(text: str) -> int:

@@ -218,6 +218,10 @@ def test_tables_sort_and_filter_and_figures_follow(driver: Any) -> None:
 
 def test_prints_claims_tables_and_figures(driver: Any) -> None:
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    a4 = {"width": 1030, "height": 700, "deviceScaleFactor": 1, "mobile": False}  # A4, landscape, within 12 mm margins
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", a4)
+    assert driver.execute_script("return document.documentElement.scrollWidth") <= 1030
+    assert not driver.find_element("css selector", "form.table-form").is_displayed()
     shown = {
         name: driver.find_element("id", name).is_displayed() for name in ("claims", "by-run", "by-suite", "answers")
     }
