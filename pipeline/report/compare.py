@@ -135,7 +135,7 @@ def _moved(here: Mapping[str, Mapping[str, str]], there: Mapping[str, Mapping[st
         if one is not None and other is not None and low is not None and high is not None and high > low:
             units = (one - other) / ((high - low) / 2)
         moved.append(Moved(run=run, there=other, here=one, units=units))
-    return moved
+    return sorted(moved, key=lambda row: -abs(row.units or 0))
 
 
 def _number(row: Mapping[str, str] | None, column: str) -> float | None:
