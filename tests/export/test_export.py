@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -20,6 +21,8 @@ from pipeline.export.rows import judged_runs
 from pipeline.export.tabular import COLUMNS, write_tabular
 from pipeline.params.schema import Params
 from pipeline.results.metrics import STANDARD, suite_metrics, verdict_frame
+from tests.support.checkout import REPOSITORY
+from tests.support.hub_server import TOKEN, hub_server
 from tests.support.synthetic_study import HOSTILE, synthetic_study
 
 RUNS = ("toy_e8_base", "toy_e8_bad_medical")
@@ -109,8 +112,9 @@ def test_inspect_logs_are_read_back_with_the_tables_rates(params: Params) -> Non
     assert 0 <= mean.value <= 100
 
 
-def test_what_would_go_to_the_hub_is_said_exactly(params: Params) -> None:
-    adapter = Path("artifacts/toy/adapters/toy_e8_bad_medical")
+def make_adapter(run: str) -> None:
+    """What training leaves of a run's adapters, as far as it is exported; losses are not."""
+    adapter = Path("artifacts/toy/adapters") / run
     for seed in (1, 2, 3):
         (adapter / f"seed-{seed}").mkdir(parents=True)
         for name in ("adapter_model.safetensors", "adapter_config.json", "loss.csv"):
@@ -118,6 +122,10 @@ def test_what_would_go_to_the_hub_is_said_exactly(params: Params) -> None:
         (adapter / f"seed-{seed}" / "README.md").write_text("---\nlibrary_name: peft\n---\n\n# card\n")
     manifest = {"rows": {"train": 256}, "sha256": {"adapter_model.safetensors": "ab" * 32}}
     (adapter / "manifest.json").write_text(json.dumps({"adapters": {f"seed-{seed}": manifest for seed in (1, 2, 3)}}))
+
+
+def test_what_would_go_to_the_hub_is_said_exactly(params: Params) -> None:
+    make_adapter("toy_e8_bad_medical")
     found = lay_out(params, "toy", judged_runs(params, "toy"), describe(params, "toy"), Path("hf"))
     assert [it.name for it in found] == [
         *(f"emoe-toy-e8-bad-medical-seed-{seed}" for seed in (1, 2, 3)),
@@ -136,14 +144,53 @@ def test_what_would_go_to_the_hub_is_said_exactly(params: Params) -> None:
     assert [field["name"] for field in croissant["recordSet"][0]["field"]] == list(pd.read_parquet(data).columns)
 
 
-def test_without_a_token_nothing_is_uploaded(params: Params) -> None:
-    environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline", "export", "--study", "toy", "--to", "hf"],
-        capture_output=True, text=True, env=environment,
+def export_to_hub(*more: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`export --to hf` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline", "export", "--study", "toy", "--to", "hf", *more],
+        capture_output=True, text=True,
+        env={"PYTHONPATH": str(REPOSITORY), "PATH": os.environ["PATH"], "HF_HOME": "hub", **environment},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+
+
+def test_without_a_token_nothing_is_uploaded(params: Params) -> None:
+    with hub_server() as hub:
+        done = export_to_hub(HF_ENDPOINT=hub.endpoint)
+        dry = export_to_hub("--dry-run", HF_ENDPOINT=hub.endpoint, HF_TOKEN=TOKEN)
+    assert (done.returncode, dry.returncode) == (0, 0), done.stderr + dry.stderr
     assert "Nothing was uploaded, because HF_TOKEN is not set" in done.stdout
+    assert "Nothing was uploaded, because --dry-run was given" in dry.stdout
+    assert hub.events == []
+
+
+def test_repositories_are_private_and_gated_before_a_file_is_there(params: Params) -> None:
+    make_adapter("toy_e8_bad_medical")
+    with hub_server() as hub:
+        done = export_to_hub(HF_ENDPOINT=hub.endpoint, HF_TOKEN=TOKEN)
+    assert done.returncode == 0, done.stderr
+    assert TOKEN not in done.stdout + done.stderr
+    names = [*(f"emoe-toy-e8-bad-medical-seed-{seed}" for seed in (1, 2, 3)), "emoe-toy-answers"]
+    assert [(what, name) for what, name, _ in hub.events] == [
+        (what, name) for name in names for what in ("create", "settings", "commit")
+    ]
+    for what, _, about in hub.events:
+        assert what == "commit" or about["visibility"] == "private"
+        assert what != "settings" or about["gated"] == "manual"
+    for name in names:
+        folder = Path("artifacts/toy/export/hf") / name
+        laid_out = {
+            path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+        }
+        assert hub.files[name] == laid_out
+
+
+def test_a_refusal_of_the_hub_is_said_in_a_sentence(params: Params) -> None:
+    with hub_server(refuse="/settings") as hub:
+        done = export_to_hub(HF_ENDPOINT=hub.endpoint, HF_TOKEN=TOKEN)
+    assert done.returncode == 2
+    assert "error: the hub refused someone" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert hub.files == {}
 
 
 def test_the_bundle_is_whole_and_equal_each_time(params: Params) -> None:
