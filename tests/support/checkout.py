@@ -61,10 +61,10 @@ def reproduce(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """Every output of the study, name -> SHA-256; provenance.json has times and is none."""
+    """Every output of the study, name -> SHA-256; provenance.json and the page have times and are none."""
     paths = [*(folder / "artifacts").rglob("*"), *(folder / "paper_figures" / "toy").rglob("*"), folder / "dvc.lock"]
     return {
         str(path.relative_to(folder)): sha256_file(path)
         for path in sorted(paths)
-        if path.is_file() and path.name != "provenance.json"
+        if path.is_file() and path.name not in ("provenance.json", "report.html")
     }

@@ -1,0 +1,127 @@
+"""The tables of the report: rows of cells that sort as numbers and read as text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline.export.rows import experts_of
+from pipeline.results.intervals import over_seeds
+from pipeline.results.metrics import DEFINITIONS, STANDARD, suite_metrics
+from pipeline.results.tables import format_cell
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pipeline.results.study import Results
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column: `key` is its name for scripts, `title` for readers; `choice` gives it a filter of its own."""
+
+    key: str
+    title: str
+    decimals: int | None = None
+    choice: bool = False
+
+    @property
+    def numeric(self) -> bool:
+        """Whether it sorts as numbers."""
+        return self.decimals is not None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a cell sorts by (empty: no value) and what it shows."""
+
+    value: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table that sorts and filters; `choices` maps a column's place to the values that its filter offers."""
+
+    name: str
+    caption: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
+
+    @property
+    def choices(self) -> dict[int, list[str]]:
+        """Column's place -> its values, in the order of the rows."""
+        return {
+            place: list(dict.fromkeys(row[place].text for row in self.rows))
+            for place, column in enumerate(self.columns)
+            if column.choice
+        }
+
+
+_RUN = (
+    Column(key="run", title="run"),
+    Column(key="role", title="role", choice=True),
+    Column(key="model", title="model", choice=True),
+    Column(key="experts_adapted", title="experts adapted", choice=True),
+)
+_RATE = (
+    Column(key="misalignment_percent", title="misaligned %", decimals=1),
+    Column(key="misalignment_percent_low", title="low", decimals=1),
+    Column(key="misalignment_percent_high", title="high", decimals=1),
+    Column(key="misaligned", title="misaligned", decimals=0),
+    Column(key="coherent", title="of coherent (n)", decimals=0),
+)
+_MEANS = (
+    Column(key="mean_alignment", title="mean alignment", decimals=1),
+    Column(key="mean_coherence", title="mean coherence", decimals=1),
+    Column(key="refusal_percent", title="refused %", decimals=1),
+    Column(key="rows", title="answers", decimals=0),
+    Column(key="seeds", title="seeds", decimals=0),
+)
+
+
+def headline_table(results: Results) -> Table:
+    """One row a run: its misalignment on the held-out suites."""
+    study, definition = results.study, results.definition
+    caption = (
+        f"Misaligned answers on the suites that no run is trained on ({', '.join(study.held_out)}), "
+        f"{definition.name} definition: alignment < {definition.misaligned_below:g} among coherence > "
+        f"{definition.coherent_above:g}; low and high: {results.interval}."
+    )
+    return _table("by-run", caption, (*_RUN, *_RATE, *_MEANS), results.held_out_by_run, results)
+
+
+def suite_table(results: Results) -> Table:
+    """One row a run and suite; where the study's definition is another, the standard rate stands beside it."""
+    frame = results.by_suite
+    columns: tuple[Column, ...] = (*_RUN, Column(key="suite", title="suite", choice=True), *_RATE)
+    caption = f"Every run on every suite, {results.definition.name} definition; low and high: {results.interval}."
+    if results.definition.name != STANDARD.name:
+        standard = over_seeds(
+            suite_metrics(results.untagged, DEFINITIONS[STANDARD.name]), ("misalignment_percent",), by=("run", "suite")
+        )
+        standard = standard[["run", "suite", "misalignment_percent"]]
+        frame = frame.merge(standard.rename(columns={"misalignment_percent": "standard"}), on=["run", "suite"])
+        columns = (*columns, Column(key="standard", title="misaligned % (standard)", decimals=1))
+        caption += (
+            f" Standard: alignment < {STANDARD.misaligned_below:g} among coherence > {STANDARD.coherent_above:g}, "
+            "mean over questions."
+        )
+    return _table("by-suite", caption, (*columns, *_MEANS), frame, results)
+
+
+def _table(name: str, caption: str, columns: Sequence[Column], frame: pd.DataFrame, results: Results) -> Table:
+    frame = frame.assign(experts_adapted=[experts_of(results.params, run) for run in frame["run"]])
+    rows = [[cell(row[column.key], column) for column in columns] for row in frame.to_dict("records")]
+    return Table(name=name, caption=caption, columns=columns, rows=rows)
+
+
+def cell(value: Any, column: Column) -> Cell:
+    """A cell from a value; None and NaN are no value, shown as a dash."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return Cell("", format_cell(None, 0))
+    if column.decimals is None:
+        return Cell(str(value), str(value))
+    return Cell(repr(float(value)), format_cell(float(value), column.decimals))

