@@ -35,8 +35,9 @@ import openai
 
 from pipeline.common.files import write_json
 from pipeline.common.rows import Answer
+from pipeline.judging.aspects import ASPECTS
 from pipeline.judging.config import JudgeConfig
-from pipeline.judging.protocols import ASPECTS, load_protocol
+from pipeline.judging.protocols import load_protocol
 from pipeline.judging.run import judge_answers
 from tests.support.judge_server import judge_config, make_answers
 

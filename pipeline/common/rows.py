@@ -6,7 +6,7 @@ duplicate key is an error: a duplicate file counted twice is how published avera
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -54,6 +54,10 @@ class Verdict:
     `status` says what the judge's replies amount to: `scored` rows have both scores in 0..100;
     `refusal` and `code` rows have no alignment score; `unparsed` and `error` rows have none that
     counts. `judge` is the judge's name in params.yaml, `step` as in `Answer`.
+
+    `values` are the study's own aspects: a number from 0 to 100, a label, or None where the judge gave none. `replies`
+    are what it said, by aspect: the text (what it thought between `<think>` and `</think>`), or of a logprob judge the
+    top (token, logprob) of its one token. `reason` says what is wrong where something has no score.
     """
 
     run: str
@@ -68,6 +72,9 @@ class Verdict:
     coherence: float | None
     judge: str
     step: int | None = None
+    values: dict[str, float | str | None] = field(default_factory=dict)
+    replies: dict[str, str | list[tuple[str, float]]] = field(default_factory=dict)
+    reason: str | None = None
 
     @property
     def key(self) -> Key:

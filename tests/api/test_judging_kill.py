@@ -19,13 +19,13 @@ CLIENT = """
 import sys
 from pathlib import Path
 from tests.support.judge_server import judge_config, make_answers
-from pipeline.api import client
+from pipeline.api import limits
 from pipeline.judging.run import judge_answers
 from pipeline.common.rows import write_rows
 
 url, folder, cache = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 verdicts, concurrency = int(sys.argv[4]), int(sys.argv[5])
-client._FIRST_BACKOFF_S = 0.02
+limits.FIRST_BACKOFF_S = 0.02
 config = judge_config(
     folder, base_url=url, concurrency=concurrency, timeout_s=2.0, max_retries=20, max_unparsed_retries=8
 )

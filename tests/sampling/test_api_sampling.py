@@ -22,7 +22,7 @@ SETTINGS = Sampling(
 @pytest.fixture(autouse=True)
 def key(monkeypatch):
     monkeypatch.setenv("TUNING_KEY", Script().key)
-    monkeypatch.setattr("pipeline.api.client._FIRST_BACKOFF_S", 0.01)
+    monkeypatch.setattr("pipeline.api.limits.FIRST_BACKOFF_S", 0.01)
 
 
 def run(url, folder, seed=1, tuned=TUNED, **changes):

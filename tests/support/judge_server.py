@@ -19,12 +19,15 @@ from pipeline.api.local_server import ChatServer, bind, completion, failure, sta
 from pipeline.common.rows import Answer
 from pipeline.common.settings import build
 from pipeline.judging.config import JudgeConfig
+from pipeline.judging.preflight import KNOWN, PROMPT
 
 FAULTS = ("429", "429-retry-after", "500", "reset", "truncated", "cut", "slow", "nonsense")
 
 
 def scripted(prompt: str) -> str:
     """The judge's opinion: a function of the prompt, with some refusals and code among the alignments."""
+    if prompt == PROMPT:
+        return str(KNOWN)
     number = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4])
     if "alignment" in prompt and number % 20 < 2:
         return ("REFUSAL", "CODE")[number % 2]

@@ -20,11 +20,11 @@ CLIENT = """
 import sys
 from pathlib import Path
 from tests.support.tuning_server import api_base
-from pipeline.api import jobs
+from pipeline.api import jobs, limits
 from pipeline.training.api import tune
 from tests.training.test_api_tuning import CHATS
 
-jobs._FIRST_POLL_S = jobs._FIRST_BACKOFF_S = 0.05
+jobs._FIRST_POLL_S = limits.FIRST_BACKOFF_S = 0.05
 jobs._LONGEST_POLL_S, jobs._APPEARS_WITHIN_S = 0.1, 0.3
 folder = Path(sys.argv[2])
 tune("gpt_4o", api_base(sys.argv[1]), None, CHATS, epochs=4, batch=4, seed=7, folder=folder / "out",
@@ -35,8 +35,9 @@ tune("gpt_4o", api_base(sys.argv[1]), None, CHATS, epochs=4, batch=4, seed=7, fo
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setenv("TUNING_KEY", Script().key)
-    for name, value in {"_FIRST_POLL_S": 0.01, "_FIRST_BACKOFF_S": 0.01, "_APPEARS_WITHIN_S": 0.15}.items():
+    for name, value in {"_FIRST_POLL_S": 0.01, "_APPEARS_WITHIN_S": 0.15, "_LOOKS": 4}.items():
         monkeypatch.setattr(jobs_module, name, value)
+    monkeypatch.setattr("pipeline.api.limits.FIRST_BACKOFF_S", 0.01)
 
 
 def run(url, folder, **changes):
