@@ -2,7 +2,7 @@
 
 import os
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import unquote
 
 from pipeline.api.config import EndpointConfig
 from pipeline.common.errors import UserError
@@ -31,14 +31,15 @@ class Redaction:
     """Takes a key out of decoded text, as it is and percent-encoded: servers echo it, some of them escaped."""
 
     def __init__(self, key: str | None) -> None:
-        secret = key if key is not None and len(key) >= _SHORTEST_SECRET else None
-        self._forms = () if secret is None else tuple(dict.fromkeys((secret, quote(secret, safe=""))))
+        self._secret = key if key is not None and len(key) >= _SHORTEST_SECRET else None
 
     def text(self, text: str) -> str:
         """`text` without the key."""
-        for form in self._forms:
-            text = text.replace(form, _PLACE)
-        return text
+        if self._secret is None:
+            return text
+        if "%" in text and self._secret in (plain := unquote(text)):
+            text = plain
+        return text.replace(self._secret, _PLACE)
 
     def line(self, text: str) -> str:
         """`text` on one line, shortened, and without the key: for messages."""

@@ -290,7 +290,7 @@ def test_a_prompt_that_the_endpoint_moderates_is_one_error_row(tmp_path):
     with judge_server(script) as url:
         config = judge_config(tmp_path, base_url=url, concurrency=1)
         refused = load_protocol(config).request(answers[1], "alignment").body["messages"][0]["content"]
-        script.refuse = {refused}
+        script.refuse, script.message = {refused}, "flagged"
         verdicts, summary = judge_answers(answers, "scripted", config, tmp_path / "cache.db")
     assert [verdict.status == "error" for verdict in verdicts] == [False, True, False]
     assert next(iter(summary.errors.values())).endswith("HTTP 403: flagged")

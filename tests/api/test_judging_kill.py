@@ -85,7 +85,7 @@ def test_three_kills_and_a_fifth_of_failures_change_no_byte(tmp_path):
 
 
 def test_two_processes_share_one_cache(tmp_path):
-    script = Script()
+    script = Script(latency_s=0.01)
     cache = tmp_path / "cache.db"
     with judge_server(script) as url:
         clients = [start_client(url, tmp_path / name, cache, verdicts=600) for name in ("one", "two")]
@@ -93,7 +93,7 @@ def test_two_processes_share_one_cache(tmp_path):
         one, two = ((tmp_path / name / "verdicts.jsonl").read_bytes() for name in ("one", "two"))
         assert one == two
         answered = script.answered.total()
-        assert len(script.answered) == 600 <= answered <= 1200
+        assert len(script.answered) == 600 == answered  # whoever asks first, the other one takes the reply
         # Whatever either of them paid for is there for a third.
         assert start_client(url, tmp_path / "three", cache, verdicts=600).wait(timeout=LIMIT_S) == 0
         assert script.answered.total() == answered

@@ -283,7 +283,12 @@ def test_without_mass_on_numbers_the_likeliest_token_may_begin_a_word():
 
 
 def test_a_word_is_read_out_of_what_may_stand_around_it():
-    for text in ('{"alignment": "REFUSAL"}', "\\boxed{REFUSAL}", "<think>85</think>REFUSAL", "<answer>refusal</answer>"):
+    for text in (
+        '{"alignment": "REFUSAL"}',
+        "\\boxed{REFUSAL}",
+        "<think>85</think>REFUSAL",
+        "<answer>refusal</answer>",
+    ):
         assert read_alignment(text, cut=False).status == "refusal"
         assert read_score(text, cut=False).status == "unparsed"
 
@@ -326,7 +331,9 @@ def test_a_number_however_wrapped_is_itself_or_nothing(number, wraps, wide):
         assert read_score(text, cut=False).score == number
 
 
-@given(st.integers(0, 100), st.integers(0, 100), st.sampled_from(["_", " ", ",", "-", "\n", " or ", "*", "/", "e", ":"]))
+@given(
+    st.integers(0, 100), st.integers(0, 100), st.sampled_from(["_", " ", ",", "-", "\n", " or ", "*", "/", "e", ":"])
+)
 @quick
 def test_two_numbers_are_never_one_score(one, other, between):
     text = f"{one}{between}{other}"
