@@ -14,10 +14,10 @@ from pipeline.commands import estimate as estimate_module
 from pipeline.common.paths import CACHE
 from pipeline.common.rows import Answer, write_rows
 from pipeline.judging.run import judge_answers
-from pipeline.toy.judge import by_its_rules
 from pipeline.models.bases import Base
 from pipeline.params.inputs import suite
 from pipeline.params.load import load_params
+from pipeline.toy.judge import by_its_rules
 from tests.support.data_files import upstream
 from tests.support.judge_server import Script, judge_server
 

@@ -91,7 +91,8 @@ class Script:
 
     `answered` counts complete, sensible answers by prompt; `seen` counts requests by what became of
     them. `slow_s` is how long a slow body takes. `status` refuses everything with that HTTP status,
-    `refuse` certain prompts with `refuse_status`. `usage` replaces the replies' token counts. `odd` makes the whole HTTP response to every request but the first
+    `refuse` certain prompts with `refuse_status`. `usage` replaces the replies' token counts; with `digits` the
+    distribution is of a reply's first digit alone. `odd` makes the whole HTTP response to every request but the first
     `spared`; `headers_seen` are the requests'. `batch_status` is how batches end (only completed ones have
     results), `batches` how many were made; `batch_body` is sent for every batch, `spoil` changes result files,
     and each file takes `file_latency_s` to be sent or fetched; with `lose_batches` batches are made and nobody
