@@ -23,6 +23,8 @@ def spent(db: sqlite3.Connection, account: str) -> int:
 
 def spend(db: sqlite3.Connection, account: str, nano_usd: int) -> None:
     """Add to what `account` has cost; less than 0 takes back what was set aside."""
+    if nano_usd == 0:
+        return
     db.execute(
         "INSERT INTO spending VALUES (?,?) ON CONFLICT (judge) DO UPDATE SET nano_usd = nano_usd + excluded.nano_usd",
         (account, nano_usd),

@@ -47,6 +47,8 @@ class Redaction:
 
     def json(self, value: Any) -> Any:
         """Decoded JSON without the key in any of its texts; escapes can no longer hide it there."""
+        if self._secret is None:
+            return value
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, list):

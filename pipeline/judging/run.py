@@ -86,6 +86,7 @@ async def _complete_all(
     async with open_client(config, cache, summary) as (client, progress):
         if known := preflight_request(protocol):
             if not cache.get([known.key]):
+                progress.expect(1)
                 await client.complete_all([known])
             if reply := cache.get([known.key]).get(known.key):
                 check_preflight(reply, config)

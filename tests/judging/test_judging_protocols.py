@@ -154,7 +154,7 @@ def test_a_completion_keeps_all_that_the_endpoint_said(tmp_path):
     config = judge_config(tmp_path, protocol="logprob", **prices)
     reply = parse_completion(payload, config, 0.5)
     assert reply == Reply("85", "length", [("85", -0.1)], "gpt-4o-2024-08-06", "fp_1", 1_000_000, 2_000_000, 22.5, 0.5)
-    assert parse_completion(payload, replace(config, batch=True), 0.5).usd == 11.25
+    assert parse_completion(payload, config.model_copy(update={"batch": True}), 0.5).usd == 11.25
 
 
 @pytest.mark.parametrize(
