@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Write the study's tables, figures, report and metrics."""
     from pipeline.results import report as study_report
+    from pipeline.results.aspects import write_aspects
     from pipeline.results.study import load_results
 
     params = load_params()
@@ -28,6 +29,7 @@ def main(args: argparse.Namespace) -> None:
 
     figures = FIGURES / args.study
     study_report.write_tables(results, figures)
+    write_aspects(params, args.study, ARTIFACTS / args.study / "verdicts", figures / "aspects")
     study_report.write_figures(results, figures)
     write_text(figures / "README.md", study_report.report(results, figures))
 
