@@ -1,4 +1,4 @@
-"""How near the judging client comes to what an endpoint with 50 ms of latency allows.
+"""How near the endpoint client comes to what an endpoint with 50 ms of latency allows.
 
     python -m benchmarks.judge [--requests 12000] [--latency-ms 50]
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from tests.support.tuning_server import api_base
 from pipeline.api import jobs, limits
 from pipeline.training.api import tune
-from tests.training.test_api_tuning import CHATS
+from tests.support.tuning_server import CHATS
 
 jobs._FIRST_POLL_S = limits.FIRST_BACKOFF_S = 0.05
 jobs._LONGEST_POLL_S, jobs._APPEARS_WITHIN_S = 0.1, 0.3
