@@ -114,8 +114,20 @@ def check_verdict(row: Verdict, where: str) -> None:
         if score is None:
             if row.status == "scored":
                 raise UserError(f"{where}: status is scored but {name} is empty.")
-        elif not (isinstance(score, int | float) and math.isfinite(score) and 0 <= score <= 100):
+        elif not _is_score(score):
             raise UserError(f"{where}: {name} is {score!r}, expected a number from 0 to 100.")
+    for name, said in (("values", row.values), ("replies", row.replies)):
+        if not isinstance(said, dict):
+            raise UserError(f"{where}: {name} is {said!r}, expected a mapping of aspects.")
+    for aspect, value in row.values.items():
+        if not (value is None or isinstance(value, str) or _is_score(value)):
+            raise UserError(
+                f"{where}: values.{aspect} is {value!r}, expected a number from 0 to 100, a label, or nothing."
+            )
+
+
+def _is_score(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= 100
 
 
 def _read(path: Path, kind: type[Row]) -> list[Row]:
