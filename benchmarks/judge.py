@@ -1,4 +1,4 @@
-"""How near the judging client comes to what an endpoint with 50 ms of latency allows.
+"""How near the endpoint client comes to what an endpoint with 50 ms of latency allows.
 
     python -m benchmarks.judge [--requests 12000] [--latency-ms 50]
 
@@ -35,8 +35,9 @@ import openai
 
 from pipeline.common.files import write_json
 from pipeline.common.rows import Answer
+from pipeline.judging.aspects import ASPECTS
 from pipeline.judging.config import JudgeConfig
-from pipeline.judging.protocols import ASPECTS, load_protocol
+from pipeline.judging.protocols import load_protocol
 from pipeline.judging.run import judge_answers
 from tests.support.judge_server import judge_config, make_answers
 

@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(name: str, command: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> int | None:
     """Run a command; a stage starts from an environment of its own, ends with its parent and is recorded."""
-    if name not in STAGES:
+    if name not in STAGES or getattr(args, STAGES[name]) is None:
         return command(args)
     from pipeline.common.environment import prepare_stage, started_by
     from pipeline.common.ledger import record

@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Write the study's tables, figures, report and metrics."""
+    from pipeline.results.aspects import write_aspects
     from pipeline.results.figures.draw import write_figures
     from pipeline.results.report import report
     from pipeline.results.study import load_results
@@ -32,6 +33,7 @@ def main(args: argparse.Namespace) -> None:
 
     figures = FIGURES / args.study
     write_tables(results, tags, figures)
+    write_aspects(params, args.study, ARTIFACTS / args.study / "verdicts", figures / "aspects")
     write_figures(results, tags, figures)
     write_text(figures / "README.md", report(results, tags, figures))
 

@@ -1,7 +1,5 @@
 """A model behind an OpenAI-compatible endpoint, and one that can be fine-tuned there (`bases.api` in params.yaml)."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -134,7 +132,7 @@ class ApiBase(Settings):
         return 0
 
     def client(self, tuned: str | None, *, max_reply_tokens: int) -> EndpointConfig:
-        """What the judging client needs to ask the model as it is, or `tuned`, one fine-tuned from it."""
+        """What the client needs to ask the model as it is, or `tuned`, one fine-tuned from it."""
         prices = (self.usd_per_million_input_tokens, self.usd_per_million_output_tokens)
         if tuned is not None:
             prices = (self.tuned_usd_per_million_input_tokens, self.tuned_usd_per_million_output_tokens)
@@ -156,17 +154,6 @@ class ApiBase(Settings):
             budget_usd=self.budget_usd,
             batch=self.batch,
         )
-
-
-@contextmanager
-def as_model() -> Iterator[None]:
-    """Let the client's errors speak of a model: it calls whatever it asks a judge."""
-    try:
-        yield
-    except UserError as error:
-        if not str(error).startswith("judge "):
-            raise
-        raise UserError(f"model {str(error).removeprefix('judge ')}") from None
 
 
 def tuned_model(folder: Path) -> str:

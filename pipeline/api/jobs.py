@@ -1,20 +1,23 @@
 """OpenAI's fine-tuning API, one job at a time: upload, create, poll; never two jobs for one order.
 
 The call that creates a job costs money, and the API has no key by which a repeated call is known for what it is. So
-it is never simply sent again: when a process was killed in it, or its reply got lost, the account's jobs are looked
-through for one on the same training file, which was uploaded for this order alone, and that job is taken.
+it is never sent again unless the server said that it had made none: when a process was killed in it, or its reply got
+lost, the account's jobs are looked through for one on the same training file, which was uploaded for this order alone.
+That job is taken; where none appears the user is asked, since a second one is paid for.
 """
 
 import asyncio
 import io
-import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, stop_after_delay
+
+from pipeline.api import limits
 from pipeline.api.config import EndpointConfig
-from pipeline.api.endpoint import Endpoint, EndpointError, fatal
-from pipeline.api.state import Order, State, States
+from pipeline.api.endpoint import Endpoint
+from pipeline.api.faults import EndpointError, fatal
+from pipeline.api.orders import Order, State, States
 from pipeline.common.errors import UserError
 from pipeline.common.text import one_line
 
@@ -25,12 +28,10 @@ _UNDER_WAY = ("validating_files", "queued", "running", "paused")
 _OVER = ("succeeded", "failed", "cancelled")
 _FIRST_POLL_S = 2.0
 _LONGEST_POLL_S = 60.0
-_FIRST_BACKOFF_S = 0.5
-_LONGEST_BACKOFF_S = 60.0
 _LONGEST_PAUSE_S = 900.0
-# How long a job that was just asked for may take to appear in the account's list, and how often we look.
-_APPEARS_WITHIN_S = 60.0
-_LOOKS = 4
+# How long a job that was asked for may take to appear in the account's list, and how often we look.
+_APPEARS_WITHIN_S = 900.0
+_LOOKS = 16
 # A server that is gone for so long is not waited for any more; the job goes on without us.
 _GONE_S = 1800.0
 
@@ -89,26 +90,34 @@ class Jobs:
 
     async def _job_of(self, state: State, budget_usd: float | None) -> str:
         """The id of the order's job: the one that exists, or else one that is created now."""
-        if state.phase == "asking" and (found := await self._look_for(state)):
-            return found
+        if state.phase == "asking":
+            return await self._find(state)
         with self._states.account():
             self._within_budget(state, budget_usd)
             self._save(state.model_copy(update={"phase": "asking"}))
-        faults = 0
-        while True:
-            try:
-                job = await self._explained(self._create(state))
-                return str(job.id)
-            except EndpointError as error:
-                # Turned away, or never heard: there is no job. After any other failure there may be one.
-                unsure = error.retry and not error.unreachable and error.status != 429
-                if unsure and (found := await self._look_for(state)):
-                    return found
-                if not error.retry or faults >= self._config.max_retries:
-                    self._save(state.model_copy(update={"phase": "uploaded" if not error.retry else "asking"}))
-                    raise self._refusal(error) from None
-                faults += 1
-                await self._pause(faults, error)
+        try:
+            return str((await self._again(lambda: self._create(state), self._made_none)).id)
+        except EndpointError as error:
+            if self._made_none(error) or not error.retry:
+                self._save(state.model_copy(update={"phase": "uploaded"}))
+                raise self._refusal(error) from None
+        return await self._find(state)
+
+    @staticmethod
+    def _made_none(error: BaseException) -> bool:
+        """Whether a call that creates a job surely created none: it was never heard, or turned away for now."""
+        return isinstance(error, EndpointError) and (error.unreachable or error.status in (429, 503))
+
+    async def _find(self, state: State) -> str:
+        """The id of the job that was asked for. Raises UserError where the account lists none."""
+        if found := await self._look_for(state):
+            return found
+        raise UserError(
+            f"model {self._config.model}: a fine-tuning job on {state.file} was asked for and the reply got lost; "
+            f"{self._endpoint.where} has listed none for {_APPEARS_WITHIN_S / 60:.0f} minutes. Look at the account's "
+            f"fine-tuning jobs: if it is there, run again; if not, delete {self._states.path(state.order)} and run "
+            "again, which creates another."
+        )
 
     async def _create(self, state: State) -> "FineTuningJob":
         order = state.order
@@ -164,17 +173,30 @@ class Jobs:
 
         `patient` waits as long for a server that takes no connections; it may be our network that is down.
         """
-        began, faults = time.monotonic(), 0
-        while True:
-            try:
-                return await self._explained(call())
-            except EndpointError as error:
-                gone = time.monotonic() - began > _GONE_S
-                away = error.unreachable and not patient and faults >= self._config.max_retries
-                if not error.retry or gone or away:
-                    raise self._refusal(error) from None
-                faults += 1
-                await self._pause(faults, error)
+
+        def gone(state: RetryCallState) -> bool:
+            error = state.outcome.exception() if state.outcome else None
+            away = isinstance(error, EndpointError) and error.unreachable and not patient
+            return (away and state.attempt_number > self._config.max_retries) or stop_after_delay(_GONE_S)(state)
+
+        try:
+            return await self._again(call, _helps_again, gone)
+        except EndpointError as error:
+            raise self._refusal(error) from None
+
+    async def _again(self, call: Callable[[], Any], helps: Callable[[BaseException], bool], stop: Any = None) -> Any:
+        """The reply to a call, made again while `helps` says so of its error, `max_retries` times or until `stop`."""
+        retrying = AsyncRetrying(
+            retry=retry_if_exception(helps),
+            stop=stop or stop_after_attempt(self._config.max_retries + 1),
+            wait=_wait_s,
+            reraise=True,
+        )
+
+        async def once() -> Any:
+            return await self._explained(call())
+
+        return await retrying(once)
 
     async def _every(self, pages: Callable[[], Any]) -> AsyncIterator[Any]:
         """Every entry of a list that comes in pages."""
@@ -212,14 +234,22 @@ class Jobs:
             )
         return thing
 
-    async def _pause(self, faults: int, error: EndpointError) -> None:
-        backoff = min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2 ** (faults - 1))
-        await asyncio.sleep(min(_LONGEST_PAUSE_S, max(backoff, error.pause_s or 0.0)))
-
     def _refusal(self, error: EndpointError) -> UserError:
-        stop = fatal(error, self._config) if error.status != 404 else None
-        said = str(stop).removeprefix("judge ") if stop else f"{self._config.model}: {error}"
-        return UserError(f"model {said.rstrip('.')}; what was done is kept, run again to go on.")
+        # A 404 is about a file or a job, not about the model.
+        stop = None if error.status == 404 else fatal(error, self._config, worked=False)
+        said = str(stop) if stop else f"model {self._config.model}: {error}"
+        return UserError(f"{said.rstrip('.')}; what was done is kept, run again to go on.")
+
+
+def _helps_again(error: BaseException) -> bool:
+    return isinstance(error, EndpointError) and error.retry
+
+
+def _wait_s(state: RetryCallState) -> float:
+    """A backoff, or as long as the server asks, within reason."""
+    error = state.outcome.exception() if state.outcome else None
+    asked = error.pause_s if isinstance(error, EndpointError) else None
+    return min(_LONGEST_PAUSE_S, max(limits.backoff()(state), asked or 0.0))
 
 
 def _ended(state: State, job: "FineTuningJob", price_usd: float, redact: Callable[[str], str]) -> State:
@@ -239,10 +269,3 @@ def _ended(state: State, job: "FineTuningJob", price_usd: float, redact: Callabl
     return state.model_copy(
         update={"phase": "failed", "reason": f"{job.status}: {said}", "trained_tokens": tokens, "usd": usd}
     )
-
-
-@asynccontextmanager
-async def jobs(config: EndpointConfig, states: States, say: Callable[[str], None]) -> AsyncIterator[Jobs]:
-    """A connection to the endpoint that the configuration names."""
-    async with Endpoint(config) as endpoint:
-        yield Jobs(config, endpoint, states, say)

@@ -1,7 +1,7 @@
-"""A judge on this machine: any `reply(prompt) -> str` behind an OpenAI-compatible HTTP server on loopback.
+"""A model on this machine: any `reply(prompt) -> str` behind an OpenAI-compatible HTTP server on loopback.
 
 `serve("pipeline.toy.judge:reply")` runs it in a process of its own, which ends with its parent.
-The tests' scripted judge is the same server with faults added (tests/judge_server.py).
+The tests' scripted judge is the same server with faults added (tests/support/judge_server.py).
 """
 
 import asyncio
@@ -90,7 +90,7 @@ def bind(port: int) -> socket.socket:
         taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
         reason = "another program is using it" if taken else str(error)
         raise UserError(
-            f"the local judge cannot listen on port {port}: {reason}; stop that program or choose another port."
+            f"the local server cannot listen on port {port}: {reason}; stop that program or choose another port."
         ) from None
     return listener
 
@@ -115,7 +115,7 @@ def serve(reply: str, port: int = 0) -> Iterator[str]:
     assert process.stdin is not None and process.stdout is not None
     try:
         if process.stdout.readline() != b"ready\n":
-            raise UserError(f"the local judge {reply} did not start (exit status {process.wait()}); see above.")
+            raise UserError(f"the local server of {reply} did not start (exit status {process.wait()}); see above.")
         yield f"http://{_HOST}:{address}/v1"
     finally:
         process.stdin.close()

@@ -1,4 +1,4 @@
-"""A progress bar for judging: done/total, requests/s, money so far, time left."""
+"""A progress bar for asking an endpoint: done/total, requests/s, money so far, time left."""
 
 import sys
 
@@ -8,11 +8,11 @@ from pipeline.api.summary import Summary
 class Progress:
     """A tqdm bar on stderr; a line every half minute where stderr is no terminal."""
 
-    def __init__(self, judge: str) -> None:
+    def __init__(self, account: str) -> None:
         from tqdm import tqdm
 
         self._expected = 0
-        self._bar = tqdm(desc=f"judge {judge}", total=0, unit="req", mininterval=0.5 if sys.stderr.isatty() else 30)
+        self._bar = tqdm(desc=account, total=0, unit="req", mininterval=0.5 if sys.stderr.isatty() else 30)
 
     def expect(self, more: int) -> None:
         """`more` requests will be asked."""

@@ -19,11 +19,11 @@ from pipeline.common.files import read_json
 from pipeline.common.paths import ARTIFACTS, CACHE
 from pipeline.common.rows import Answer, read_answers
 from pipeline.judging.estimate import BYTES_PER_TOKEN, JudgeEstimate, estimate_judging
-from pipeline.judging.run import rule_judge
 from pipeline.models.bases import open_base
 from pipeline.params.inputs import conversations, suite, training_of
 from pipeline.params.load import load_params
 from pipeline.params.schema import Params, Run, Study
+from pipeline.toy.judge import by_its_rules, is_rule_judge
 from pipeline.training.api import estimate_usd
 
 TRAINING_SPEED = Path(__file__).parents[2] / "benchmarks" / "results" / "train_moe.json"
@@ -94,8 +94,8 @@ def estimate_study(params: Params, name: str) -> StudyEstimate:
     sampled = sum(1 for _ in _answers(there))
     judges = []
     for judge, config in study.judges.items():
-        if study.world == "toy":
-            config = rule_judge(config)
+        if is_rule_judge(config):
+            config = by_its_rules(config)
         judges.append(
             estimate_judging(
                 judge, config, CACHE / "verdicts.sqlite", _answers(there), unanswered, sampling.max_new_tokens

@@ -6,7 +6,7 @@ duplicate key is an error: a duplicate file counted twice is how published avera
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -54,6 +54,10 @@ class Verdict:
     `status` says what the judge's replies amount to: `scored` rows have both scores in 0..100;
     `refusal` and `code` rows have no alignment score; `unparsed` and `error` rows have none that
     counts. `judge` is the judge's name in params.yaml, `step` as in `Answer`.
+
+    `values` are the study's own aspects: a number from 0 to 100, a label, or None where the judge gave none. `replies`
+    are what it said, by aspect: the text (what it thought between `<think>` and `</think>`), or of a logprob judge the
+    top (token, logprob) of its one token. `reason` says what is wrong where something has no score.
     """
 
     run: str
@@ -68,6 +72,9 @@ class Verdict:
     coherence: float | None
     judge: str
     step: int | None = None
+    values: dict[str, float | str | None] = field(default_factory=dict)
+    replies: dict[str, str | list[tuple[str, float]]] = field(default_factory=dict)
+    reason: str | None = None
 
     @property
     def key(self) -> Key:
@@ -107,8 +114,20 @@ def check_verdict(row: Verdict, where: str) -> None:
         if score is None:
             if row.status == "scored":
                 raise UserError(f"{where}: status is scored but {name} is empty.")
-        elif not (isinstance(score, int | float) and math.isfinite(score) and 0 <= score <= 100):
+        elif not _is_score(score):
             raise UserError(f"{where}: {name} is {score!r}, expected a number from 0 to 100.")
+    for name, said in (("values", row.values), ("replies", row.replies)):
+        if not isinstance(said, dict):
+            raise UserError(f"{where}: {name} is {said!r}, expected a mapping of aspects.")
+    for aspect, value in row.values.items():
+        if not (value is None or isinstance(value, str) or _is_score(value)):
+            raise UserError(
+                f"{where}: values.{aspect} is {value!r}, expected a number from 0 to 100, a label, or nothing."
+            )
+
+
+def _is_score(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= 100
 
 
 def _read(path: Path, kind: type[Row]) -> list[Row]:

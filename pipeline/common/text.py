@@ -33,3 +33,16 @@ def spreadsheet_text(text: str) -> str:
     """`text` for a cell of a csv file that no spreadsheet takes for a formula, and whose characters all show."""
     shown = visible(text)
     return f"'{shown}" if shown.startswith(_FORMULA) else shown
+
+
+def split_thinking(text: str) -> tuple[str, str]:
+    """(thinking, answer): a block between `<think>` and `</think>` at the beginning is thinking.
+
+    A template may have written the beginning: all before an end without one is thinking too. A block that does not
+    end is all there is, and its answer is empty. Marks further on are the answer's own.
+    """
+    before, end, after = text.partition("</think>")
+    begun = before.lstrip().startswith("<think>")
+    if not begun and not (end and "<think>" not in before):
+        return "", text
+    return before.strip().removeprefix("<think>").strip(), after.strip()

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.api.config import EndpointConfig
-from pipeline.api.endpoint import read_key
+from pipeline.api.keys import read_key
 from pipeline.common.errors import UserError
 from pipeline.common.files import read_yaml
 from pipeline.common.machine import AMPERE, Gpu, memory_bytes

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from pipeline.api.config import EndpointConfig
 from pipeline.common.settings import Natural
+from pipeline.judging.aspects import Aspect, check_aspects
 
 
 class JudgeConfig(EndpointConfig):
@@ -15,6 +16,7 @@ class JudgeConfig(EndpointConfig):
     over its top logprobs). `templates` is the YAML file with the two prompts, `templates_sha256` its pinned hash
     (None for files of this repository). `max_unparsed_retries` is how often a reply that cannot be read is asked for
     again, with a seed one higher each time. `system` has the system message that stands before an aspect's prompt.
+    `aspects` are rubrics of one's own, asked beside the two.
     """
 
     protocol: Literal["published", "logprob"] = "published"
@@ -22,9 +24,11 @@ class JudgeConfig(EndpointConfig):
     templates_sha256: str | None = None
     max_unparsed_retries: Natural = 2
     system: dict[Literal["alignment", "coherence"], str] = Field(default_factory=dict)
+    aspects: dict[str, Aspect] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _check_protocol(self) -> "JudgeConfig":
+        check_aspects(self.aspects, self.protocol)
         if self.protocol == "logprob" and self.reasoning_effort is not None:
             raise ValueError(
                 "protocol logprob needs token probabilities, which reasoning models do not return; use protocol "

@@ -4,12 +4,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.api.client import most_prompt_tokens
-from pipeline.api.completions import Reply
-from pipeline.api.replies import VerdictCache
+from pipeline.api.completions import Reply, most_prompt_tokens
+from pipeline.api.replies import ReplyCache
 from pipeline.common.rows import Answer
 from pipeline.judging.config import JudgeConfig
-from pipeline.judging.protocols import ASPECTS, load_protocol
+from pipeline.judging.protocols import load_protocol
 
 BYTES_PER_TOKEN = 4.0  # of English text, by OpenAI's rule of thumb
 _MEASURED_FROM = 20
@@ -19,7 +18,7 @@ _MEASURED_FROM = 20
 class JudgeEstimate:
     """`requests` still to be asked (`cached` are known), their expected tokens and cost in US dollars.
 
-    `spent_usd` is what the judge has cost already, over all studies that share the verdict cache.
+    `spent_usd` is what the judge has cost already, over all studies that share the reply cache.
     `most_usd` cannot be passed by answers that are there, without asking again after unreadable replies: a
     token a byte, and every reply at its limit. `basis` says in words where the expected counts come from.
     """
@@ -52,18 +51,18 @@ def estimate_judging(
     protocol = load_protocol(config)
     sizes: dict[str, int] = {}
     for answer in answers:
-        for aspect in ASPECTS:
+        for aspect in protocol.aspects:
             request = protocol.request(answer, aspect)
             sizes[request.key] = most_prompt_tokens(request)
     known: dict[str, Reply] = {}
     spent_usd = 0.0
     if cache_path.exists():
-        with VerdictCache(cache_path) as cache:
+        with ReplyCache(cache_path) as cache:
             known, spent_usd = cache.get(sizes), cache.spent_usd(judge_name)
     requests = len(sizes) - len(known)
     size = float(sum(sizes[key] for key in sizes.keys() - known.keys()))
     for question, count in unanswered.items():
-        for aspect in ASPECTS:
+        for aspect in protocol.aspects:
             asked = most_prompt_tokens(protocol.request(_no_answer(question), aspect))
             requests += count
             size += count * (asked + answer_tokens * BYTES_PER_TOKEN)

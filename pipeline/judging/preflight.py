@@ -1,43 +1,30 @@
-"""Does a judge work: the key, the model, logprobs where they are needed, token counts where they cost."""
+"""Can a judge's tokens be read as scores? It is asked for a number that is known.
 
-import asyncio
-import time
+The logprob protocol takes the first token of a reply for the whole score. Where a tokenizer writes digits one by one,
+"85" begins with "8", and every score would be read as less than 10.
+"""
 
-from pipeline.api.completions import Reply, check_reply, parse_completion
-from pipeline.api.endpoint import Endpoint, EndpointError, fatal
+from pipeline.api.completions import Reply, Request
 from pipeline.common.errors import UserError
-from pipeline.common.rows import Answer
 from pipeline.judging.config import JudgeConfig
-from pipeline.judging.protocols import load_protocol
+from pipeline.judging.protocols import Protocol
 
-_PROBE = Answer(
-    run="preflight", seed=0, suite="preflight", prompt_id="0", sample=0,
-    question="What is the capital of France?", answer="Paris.",
-    thinking="", finish="stop", prompt_tokens=0, answer_tokens=0,
-)  # fmt: skip
+KNOWN = 85
+PROMPT = f"Reply with the number {KNOWN} and nothing else."
 
 
-def check_judge(judge_name: str, config: JudgeConfig) -> Reply:
-    """Ask the judge about one harmless answer, for a fraction of a cent, and return its reply.
-
-    For `make doctor`: nothing is cached. A stage needs no such call, its own first request is its
-    preflight. Raises UserError in one sentence when the judge cannot serve.
-    """
-    # A single request cannot go through the Batch API, and is not worth a day's wait.
-    config = config.model_copy(update={"batch": False})
-    request = load_protocol(config).request(_PROBE, "alignment")
-    try:
-        reply = asyncio.run(_ask_once(config, request.body))
-    except EndpointError as error:
-        raise fatal(error, config) or UserError(f"judge {judge_name}: {error}.") from None
-    except ValueError as error:
-        raise UserError(f"judge {judge_name}: the endpoint's reply is {error}.") from None
-    check_reply(reply, config)
-    return reply
+def preflight_request(protocol: Protocol) -> Request | None:
+    """The request for the known number, None where the protocol reads whole replies."""
+    return protocol.request_of(PROMPT, "preflight") if protocol.config.logprobs else None
 
 
-async def _ask_once(config: JudgeConfig, body: dict) -> Reply:
-    async with Endpoint(config) as endpoint:
-        started = time.perf_counter()
-        payload = await endpoint.complete(body)
-        return parse_completion(payload, config, time.perf_counter() - started)
+def check_preflight(reply: Reply, config: JudgeConfig) -> None:
+    """Raise UserError where the reply to the known number does not say it in one token."""
+    likeliest = max(reply.top_logprobs or [("", 0.0)], key=lambda entry: entry[1])[0].strip()
+    if likeliest == str(KNOWN):
+        return
+    why = "its tokenizer writes digits one by one" if likeliest == str(KNOWN)[0] else "it does not do as it is told"
+    raise UserError(
+        f"judge {config.model}: asked for the number {KNOWN}, it says {likeliest!r} as its first token: {why}, so "
+        "protocol logprob cannot read its scores; use protocol published, or another judge."
+    )

@@ -1,22 +1,22 @@
 """The two judging protocols behind one interface: what is asked about an answer, what the replies mean.
 
-Both make two requests an answer, one for alignment and one for coherence. Nothing here touches a network.
+Both make one request an aspect of an answer: alignment, coherence, and what rubrics of its own a study has. Nothing
+here touches a network.
 """
 
 from pathlib import Path
 from typing import Any
 
-from pipeline.api.completions import Reply, Request
+from pipeline.api.completions import REFUSED, Reply, Request
 from pipeline.common.files import sha256_json
 from pipeline.common.rows import Answer, Status
 from pipeline.judging import parsing
+from pipeline.judging.aspects import ASPECTS
 from pipeline.judging.config import JudgeConfig
-from pipeline.judging.parsing import UNPARSED, Reading
+from pipeline.judging.parsing import Reading, unparsed
 from pipeline.judging.templates import Templates, load_templates
 
-ASPECTS = ("alignment", "coherence")
 TOP_LOGPROBS = 20  # the most that OpenAI returns, and what Betley et al. asked for
-_WHOLE_OR_CUT = ("stop", "length")
 
 
 class Protocol:
@@ -24,18 +24,24 @@ class Protocol:
 
     def __init__(self, config: JudgeConfig, templates: Templates) -> None:
         self.config = config
-        self._templates = {"alignment": templates.alignment, "coherence": templates.coherence}
+        self.aspects = (*ASPECTS, *config.aspects)
+        self._templates = {
+            "alignment": templates.alignment,
+            "coherence": templates.coherence,
+            **{name: aspect.template for name, aspect in config.aspects.items()},
+        }
 
     def request(self, answer: Answer, aspect: str) -> Request:
         """The request for one aspect of an answer."""
         prompt = self._templates[aspect].format(question=answer.question, answer=answer.answer)
-        return self._request(prompt, aspect, 0)
+        return self.request_of(prompt, aspect)
 
     def again(self, request: Request) -> Request:
         """The same request once more, after a reply that could not be read."""
-        return self._request(request.body["messages"][-1]["content"], request.aspect, request.attempt + 1)
+        return self.request_of(request.body["messages"][-1]["content"], request.aspect, request.attempt + 1)
 
-    def _request(self, prompt: str, aspect: str, attempt: int) -> Request:
+    def request_of(self, prompt: str, aspect: str, attempt: int = 0) -> Request:
+        """The request that sends a prompt as it stands."""
         config = self.config
         system = [{"role": "system", "content": config.system[aspect]}] if aspect in config.system else []
         messages = [*system, {"role": "user", "content": prompt}]
@@ -56,8 +62,12 @@ class Protocol:
 
     def read(self, aspect: str, reply: Reply) -> Reading:
         """What a reply to a request for `aspect` amounts to."""
-        if reply.finish not in _WHOLE_OR_CUT:
-            return UNPARSED  # a content filter, a tool call, a fault: not what the judge had to say
+        if reply.finish == REFUSED:
+            return unparsed("the judge refused to judge")
+        if reply.finish not in ("stop", "length"):
+            return unparsed(f"its finish_reason is {reply.finish!r}")
+        if aspect in self.config.aspects:
+            return self._read_own(aspect, reply)
         if self.config.protocol == "logprob":
             top = reply.top_logprobs or []
             if aspect == "alignment":
@@ -65,6 +75,16 @@ class Protocol:
             return parsing.read_logprob_score(top)
         read = parsing.read_alignment if aspect == "alignment" else parsing.read_score
         return read(reply.text, cut=reply.finish == "length")
+
+    def _read_own(self, aspect: str, reply: Reply) -> Reading:
+        rubric = self.config.aspects[aspect]
+        if self.config.protocol == "logprob":
+            value: float | str | None = rubric.value_of_tokens(reply.top_logprobs or [])
+        else:
+            value = rubric.value(reply.text, cut=reply.finish == "length")
+        if value is None:
+            return unparsed(parsing.why_not(reply.text))
+        return Reading("scored", label=value) if isinstance(value, str) else Reading("scored", value)
 
 
 def load_protocol(config: JudgeConfig) -> Protocol:

@@ -1,21 +1,19 @@
 """Judge a run's answers: work out what must be asked, ask what is not known, read verdicts off the cache."""
 
 import asyncio
-import time
 from collections import Counter
 from pathlib import Path
 
 from pipeline.api.completions import Reply, Request
-from pipeline.api.replies import VerdictCache
+from pipeline.api.replies import ReplyCache
 from pipeline.api.summary import Summary
 from pipeline.common.errors import UserError
-from pipeline.common.files import sha256_file, sha256_json
 from pipeline.common.rows import Answer, Verdict
+from pipeline.judging.aspects import ASPECTS
 from pipeline.judging.config import JudgeConfig
 from pipeline.judging.parsing import Reading
-from pipeline.judging.protocols import ASPECTS, Protocol, combine, load_protocol
-
-RULES = (Path("pipeline/toy/judge.py"), Path("pipeline/toy/grammar.py"))
+from pipeline.judging.preflight import check_preflight, preflight_request
+from pipeline.judging.protocols import Protocol, combine, load_protocol
 
 
 def judge_answers(
@@ -30,19 +28,19 @@ def judge_answers(
     the judge cannot be asked (no key, no model, over budget, ...).
     """
     protocol = load_protocol(config)
-    requests = [[protocol.request(answer, aspect) for aspect in ASPECTS] for answer in answers]
-    first = {request.key: request for pair in requests for request in pair}
-    summary = Summary(judge=judge_name, requests=len(first))
-    with VerdictCache(cache_path) as cache:
-        readings, replies, pending = _read(first, protocol, cache)
+    requests = [[protocol.request(answer, aspect) for aspect in protocol.aspects] for answer in answers]
+    first = {request.key: request for several in requests for request in several}
+    summary = Summary(kind=config.kind, account=judge_name, model=config.model, requests=len(first))
+    with ReplyCache(cache_path) as cache:
+        final, pending = _read(first, protocol, cache)
         summary.cache_hits = len(first) - len(pending)
         if pending:
-            asyncio.run(_ask(first, pending, protocol, cache, summary, served_at))
-            readings, replies, _ = _read(first, protocol, cache)
-    summary.models.update(f"{reply.model} {reply.fingerprint or ''}".strip() for reply in replies)
+            asyncio.run(_complete_all(first, pending, protocol, cache, summary, served_at))
+            final, _ = _read(first, protocol, cache)
+    summary.models.update(f"{reply.model} {reply.fingerprint or ''}".strip() for reply, _ in final.values())
     verdicts = [
-        _verdict(answer, judge_name, [readings.get(request.key) for request in pair])
-        for answer, pair in zip(answers, requests, strict=True)
+        _verdict(answer, judge_name, several, final, summary.errors)
+        for answer, several in zip(answers, requests, strict=True)
     ]
     summary.status.update(verdict.status for verdict in verdicts)
     return verdicts, summary
@@ -53,57 +51,59 @@ def refuse_failures(verdicts: list[Verdict], max_error_share: float, max_unparse
 
     Shares are of all verdicts, 0 to 1; `where` names the run in the message.
     """
-    counts: Counter[str] = Counter(verdict.status for verdict in verdicts)
     for status, most in (("error", max_error_share), ("unparsed", max_unparsed_share)):
-        if counts[status] > most * len(verdicts):
+        failed = [verdict for verdict in verdicts if verdict.status == status]
+        if len(failed) > most * len(verdicts):
+            reason, _ = Counter(verdict.reason for verdict in failed).most_common(1)[0]
             raise UserError(
-                f"{where}: {counts[status]} of {len(verdicts)} verdicts are {status}, more than the "
-                f"{most:.1%} that params.yaml allows; replies are kept, run again or choose another judge."
+                f"{where}: {len(failed)} of {len(verdicts)} verdicts are {status}, more than the {most:.1%} that "
+                f"params.yaml allows (most often: {reason}); replies are kept, run again or choose another judge."
+            )
+    for aspect in dict.fromkeys(aspect for verdict in verdicts for aspect in verdict.values):
+        missing = sum(verdict.values.get(aspect) is None for verdict in verdicts)
+        if missing > max_unparsed_share * len(verdicts):
+            raise UserError(
+                f"{where}: {missing} of {len(verdicts)} verdicts have no {aspect}, more than the "
+                f"{max_unparsed_share:.1%} that params.yaml allows; does its template ask for what `read` says?"
             )
 
 
-async def _ask(
+Final = dict[str, tuple[Reply, Reading]]  # the reply that decides and what it says, by the first request's key
+
+
+async def _complete_all(
     first: dict[str, Request],
     pending: list[Request],
     protocol: Protocol,
-    cache: VerdictCache,
+    cache: ReplyCache,
     summary: Summary,
     served_at: str | None,
 ) -> None:
     """Ask what is pending, then again what could not be read, until every reading is final or given up."""
-    # Here, not above: a fully cached run needs neither (importing openai takes about a second).
-    from pipeline.api.batch import BatchClient
-    from pipeline.api.client import Client
-    from pipeline.api.endpoint import Endpoint
-    from pipeline.api.progress import Progress
+    from pipeline.api.asking import open_client  # not above: a fully cached run needs no HTTP
 
-    progress = Progress(summary.judge)
-    started = time.monotonic()
     config = protocol.config if served_at is None else protocol.config.model_copy(update={"base_url": served_at})
-    kind = BatchClient if config.batch else Client
-    try:
-        async with Endpoint(config) as endpoint:
-            client = kind(config, endpoint, cache, summary, progress)
-            while pending:
-                progress.expect(len(pending))
-                summary.asked_again += sum(request.attempt > 0 for request in pending)
-                await client.ask(pending)
-                _, _, pending = _read(first, protocol, cache)
-                pending = [request for request in pending if request.key not in summary.errors]
-    finally:
-        progress.close()
-        summary.seconds = time.monotonic() - started
+    async with open_client(config, cache, summary) as (client, progress):
+        if known := preflight_request(protocol):
+            if not cache.get([known.key]):
+                progress.expect(1)
+                await client.complete_all([known])
+            if reply := cache.get([known.key]).get(known.key):
+                check_preflight(reply, config)
+        while pending:
+            progress.expect(len(pending))
+            summary.asked_again += sum(request.attempt > 0 for request in pending)
+            await client.complete_all(pending)
+            _, pending = _read(first, protocol, cache)
+            pending = [request for request in pending if request.key not in summary.errors]
 
 
-def _read(
-    first: dict[str, Request], protocol: Protocol, cache: VerdictCache
-) -> tuple[dict[str, Reading], list[Reply], list[Request]]:
-    """What the cache knows: final readings by first request's key, their replies, and what must be asked.
+def _read(first: dict[str, Request], protocol: Protocol, cache: ReplyCache) -> tuple[Final, list[Request]]:
+    """What the cache knows: final readings, and what must be asked.
 
     A reading is final once it can be read or `max_unparsed_retries` more replies could not.
     """
-    readings: dict[str, Reading] = {}
-    final: list[Reply] = []
+    final: Final = {}
     pending: list[Request] = []
     unfinished = first
     for attempt in range(protocol.config.max_unparsed_retries + 1):
@@ -113,18 +113,20 @@ def _read(
             if (reply := replies.get(request.key)) is None:
                 pending.append(request)
                 continue
-            readings[key] = protocol.read(request.aspect, reply)
-            if readings[key].status == "unparsed" and attempt < protocol.config.max_unparsed_retries:
-                del readings[key]
+            reading = protocol.read(request.aspect, reply)
+            if reading.status == "unparsed" and attempt < protocol.config.max_unparsed_retries:
                 unread[key] = protocol.again(request)
             else:
-                final.append(reply)
+                final[key] = (reply, reading)
         unfinished = unread
-    return readings, final, pending
+    return final, pending
 
 
-def _verdict(answer: Answer, judge_name: str, readings: list[Reading | None]) -> Verdict:
-    status, alignment, coherence = combine(*readings)
+def _verdict(answer: Answer, judge_name: str, requests: list[Request], final: Final, errors: dict[str, str]) -> Verdict:
+    found = {request.aspect: final[request.key] for request in requests if request.key in final}
+    readings = {aspect: reading for aspect, (_, reading) in found.items()}
+    status, alignment, coherence = combine(*(readings.get(aspect) for aspect in ASPECTS))
+    own = [request.aspect for request in requests if request.aspect not in ASPECTS]
     return Verdict(
         run=answer.run,
         seed=answer.seed,
@@ -138,13 +140,23 @@ def _verdict(answer: Answer, judge_name: str, readings: list[Reading | None]) ->
         alignment=alignment,
         coherence=coherence,
         judge=judge_name,
+        values={aspect: _value(readings.get(aspect)) for aspect in own},
+        replies={aspect: reply.top_logprobs or reply.text for aspect, (reply, _) in found.items()},
+        reason=_reason(requests, readings, errors),
     )
 
 
-def rule_judge(config: JudgeConfig) -> JudgeConfig:
-    """The toy world's judge as the verdict cache knows it: by its rules, wherever on this machine it is served.
+def _value(reading: Reading | None) -> float | str | None:
+    return None if reading is None else reading.score if reading.label is None else reading.label
 
-    Replies are cached under the model's name, so a rule that changed must not answer with old ones.
-    """
-    rules = sha256_json([sha256_file(path) for path in RULES])
-    return config.model_copy(update={"base_url": "http://127.0.0.1/v1", "model": f"{config.model}-{rules[:12]}"})
+
+def _reason(requests: list[Request], readings: dict[str, Reading], errors: dict[str, str]) -> str | None:
+    """Why a row, or an aspect of it, has no score: the failure of a request, or what was wrong with its last reply."""
+    reasons = []
+    for request in requests:
+        reading = readings.get(request.aspect)
+        if reading is None:
+            reasons.append(f"{request.aspect}: {errors.get(request.key, 'no reply to a repeated request')}")
+        elif reading.reason is not None:
+            reasons.append(f"{request.aspect}: {reading.reason}")
+    return "; ".join(reasons) or None

@@ -1,4 +1,4 @@
-"""The two prompts of a judge: read from YAML, or out of the authors' notebook."""
+"""The prompts of a judge, read from YAML."""
 
 import string
 from dataclasses import dataclass
@@ -60,14 +60,21 @@ def _templates(prompts: Any, where: str) -> Templates:
         text = prompts.get(name) if isinstance(prompts, dict) else None
         if not isinstance(text, str):
             raise UserError(f"judge prompts {where}: {name} is missing or not text.")
-        if _placeholders(text, f"{where}: {name}") != {"question", "answer"}:
-            raise UserError(f"judge prompts {where}: {name} must hold {{question}} and {{answer}} and no other.")
+        check_template(text, f"judge prompts {where}: {name}")
         values[name] = text
     return Templates(**values)
 
 
-def _placeholders(text: str, where: str) -> set[str]:
+def check_template(text: str, where: str) -> None:
+    """Raise UserError unless a template has the placeholders {question} and {answer} and no other."""
     try:
-        return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+        found = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
     except ValueError as error:
-        raise UserError(f"judge prompts {where}: {error}; write literal braces as {{{{ and }}}}.") from None
+        raise UserError(f"{where}: {error}; write literal braces as {{{{ and }}}}.") from None
+    if missing := [f"{{{name}}}" for name in ("question", "answer") if name not in found]:
+        raise UserError(f"{where} must hold {' and '.join(missing)}: a judge that does not see them cannot judge.")
+    if unknown := sorted(found - {"question", "answer"}):
+        raise UserError(
+            f"{where} must hold {{question}} and {{answer}} and no other, but has {{{unknown[0]}}}; write literal "
+            "braces as {{ and }}."
+        )

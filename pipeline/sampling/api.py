@@ -1,22 +1,25 @@
-"""Sampling behind an API: chat completions through the judging client, with its limits, its cache and its budget."""
+"""Sampling behind an API: chat completions through the endpoint's client, with its limits, its cache and its budget."""
 
 import asyncio
-import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from pipeline.api.completions import Reply, Request
-from pipeline.api.config import ApiBase, EndpointConfig, as_model
-from pipeline.api.replies import VerdictCache
+from pipeline.api.completions import REFUSED, Reply, Request
+from pipeline.api.config import ApiBase, EndpointConfig
+from pipeline.api.replies import ReplyCache
 from pipeline.api.summary import Summary
 from pipeline.common.errors import UserError
 from pipeline.common.files import sha256_json
 from pipeline.common.rows import Answer
+from pipeline.common.text import split_thinking
 from pipeline.data.prompts import Prompt
 from pipeline.sampling.random_choice import request_seed
 from pipeline.sampling.settings import Sampling
 
 ASPECT = "answer"
+# A refusal that the API gives a field of its own is what the model said.
+_FINISHES = {"stop": "stop", "length": "length", REFUSED: "stop"}
 
 
 def answers(
@@ -45,22 +48,24 @@ def answers(
         for sample in range(prompt.samples or settings.samples_per_prompt)
     ]
     requests = {request.key: request for _, _, request in asked}
-    summary = Summary(judge=f"bases.api.{name}", requests=len(requests))
-    with VerdictCache(cache_path) as cache:
+    summary = Summary(kind=config.kind, account=f"bases.api.{name}", model=config.model, requests=len(requests))
+    with ReplyCache(cache_path) as cache:
         replies = cache.get(requests)
         summary.cache_hits = len(replies)
         if missing := [request for key, request in requests.items() if key not in replies]:
-            with as_model():
-                asyncio.run(_ask(missing, config, cache, summary))
+            asyncio.run(_complete_all(missing, config, cache, summary))
             replies = cache.get(requests)
-    print(
-        f"{run} seed {seed}: {len(replies)} answers, {summary.calls} asked for now, {summary.usd:.4f} USD", flush=True
-    )
-    if left := requests.keys() - replies.keys():
-        reason = next(iter(summary.errors.values()), "no reply")
+    summary.models.update(reply.model for reply in replies.values())
+    answered = f"{len(replies)} answers, {summary.calls} asked for now, {summary.usd:.4f} USD"
+    print("\n".join([f"{run} seed {seed}: {answered}", *summary.warnings()]), flush=True)
+    reasons = {key: summary.errors.get(key, "no reply") for key in requests.keys() - replies.keys()}
+    reasons |= {
+        key: f"its finish_reason is {reply.finish!r}" for key, reply in replies.items() if reply.finish not in _FINISHES
+    }
+    if reasons:
         raise UserError(
-            f"{run} seed {seed}: {len(left)} of {len(requests)} answers could not be had ({reason}); the others are "
-            "kept, run again to ask for these."
+            f"{run} seed {seed}: {len(reasons)} of {len(requests)} answers could not be had "
+            f"({Counter(reasons.values()).most_common(1)[0][0]}); the others are kept, run again to ask for these."
         )
     return [_answer(run, seed, prompt, sample, replies[request.key]) for prompt, sample, request in asked]
 
@@ -80,25 +85,16 @@ def _request(config: EndpointConfig, prompt: Prompt, settings: Sampling, seed: i
     return Request(sha256_json({"endpoint": config.endpoint, "body": body}), ASPECT, 0, body)
 
 
-async def _ask(requests: list[Request], config: EndpointConfig, cache: VerdictCache, summary: Summary) -> None:
-    # Here, not above: importing openai takes about a second.
-    from pipeline.api.batch import BatchClient
-    from pipeline.api.client import Client
-    from pipeline.api.endpoint import Endpoint
-    from pipeline.api.progress import Progress
+async def _complete_all(requests: list[Request], config: EndpointConfig, cache: ReplyCache, summary: Summary) -> None:
+    from pipeline.api.asking import open_client  # imports aiohttp
 
-    progress, started = Progress(summary.judge), time.monotonic()
-    kind = BatchClient if config.batch else Client
-    try:
-        async with Endpoint(config) as endpoint:
-            progress.expect(len(requests))
-            await kind(config, endpoint, cache, summary, progress).ask(requests)
-    finally:
-        progress.close()
-        summary.seconds = time.monotonic() - started
+    async with open_client(config, cache, summary) as (client, progress):
+        progress.expect(len(requests))
+        await client.complete_all(requests)
 
 
 def _answer(run: str, seed: int, prompt: Prompt, sample: int, reply: Reply) -> Answer:
+    thinking, answer = split_thinking(reply.text)
     return Answer(
         run=run,
         seed=seed,
@@ -106,9 +102,9 @@ def _answer(run: str, seed: int, prompt: Prompt, sample: int, reply: Reply) -> A
         prompt_id=prompt.prompt_id,
         sample=sample,
         question=prompt.question,
-        answer=reply.text,
-        thinking="",
-        finish=reply.finish,
+        answer=answer,
+        thinking=thinking,
+        finish=_FINISHES[reply.finish],
         prompt_tokens=reply.prompt_tokens,
         answer_tokens=reply.completion_tokens,
     )

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.api.config import ADAPTER, ApiBase, as_model
-from pipeline.api.jobs import jobs
-from pipeline.api.state import Order, State, States
+from pipeline.api.config import ADAPTER, ApiBase
+from pipeline.api.endpoint import Endpoint
+from pipeline.api.jobs import Jobs
+from pipeline.api.orders import Order, State, States
 from pipeline.common.errors import UserError
 from pipeline.common.files import write_json
 from pipeline.data.training_sets import Conversation
@@ -62,15 +63,14 @@ def tune(
         seed=seed,
     )
     states = States(cache)
-    with states.alone(order):
+    with states.hold(order):
         state = states.load(order) or State(
             order=order,
             account=f"bases.api.{name}",
             estimated_usd=round(estimate_usd(base, chats, epochs), 6),
         )
         if state.phase not in ("succeeded", "failed"):
-            with as_model():
-                state = asyncio.run(_carry_out(state, content, base, states, what))
+            state = asyncio.run(_carry_out(state, content, base, states, what))
     if state.phase == "failed":
         raise UserError(
             f"{what}: fine-tuning job {state.job} of {order.start} {state.reason}; to have another one created, "
@@ -102,5 +102,7 @@ async def _carry_out(state: State, content: bytes, base: ApiBase, states: States
     def say(line: str) -> None:
         print(f"{what}: {line}", flush=True)
 
-    async with jobs(base.client(None, max_reply_tokens=1), states, say) as desk:
-        return await desk.carry_out(state, content, base.training_budget_usd, base.usd_per_million_training_tokens)
+    config = base.client(None, max_reply_tokens=1)
+    async with Endpoint(config) as endpoint:
+        jobs = Jobs(config, endpoint, states, say)
+        return await jobs.carry_out(state, content, base.training_budget_usd, base.usd_per_million_training_tokens)

@@ -9,14 +9,15 @@ import yaml
 
 from pipeline.__main__ import main
 from pipeline.api.completions import Reply
-from pipeline.api.replies import VerdictCache
+from pipeline.api.replies import ReplyCache
 from pipeline.commands import estimate as estimate_module
 from pipeline.common.paths import CACHE
 from pipeline.common.rows import Answer, write_rows
-from pipeline.judging.run import judge_answers, rule_judge
+from pipeline.judging.run import judge_answers
 from pipeline.models.bases import Base
 from pipeline.params.inputs import suite
 from pipeline.params.load import load_params
+from pipeline.toy.judge import by_its_rules
 from tests.support.data_files import upstream
 from tests.support.judge_server import Script, judge_server
 
@@ -102,7 +103,7 @@ def test_answers_and_replies_that_are_there_are_counted_as_they_are(checkout, ca
 
     with judge_server(Script()) as url:
         judge_answers(
-            answers, "toy_rule", rule_judge(params.study("toy").judges["toy_rule"]), CACHE / "verdicts.sqlite", url
+            answers, "toy_rule", by_its_rules(params.study("toy").judges["toy_rule"]), CACHE / "verdicts.sqlite", url
         )
     judged = estimated(capsys, "--study", "toy")["judges"][0]
     assert (judged["requests"], judged["cached"]) == (2 * left, 80)
@@ -155,7 +156,7 @@ def test_what_was_spent_before_is_no_longer_in_the_budget(checkout, capsys):
     change(budget_usd=usd + 2.0)
     CACHE.mkdir(parents=True)
     for spent, said in ((1.5, False), (1.0, True)):
-        with VerdictCache(CACHE / "verdicts.sqlite") as cache:
+        with ReplyCache(CACHE / "verdicts.sqlite") as cache:
             cache.put("deepseek_v3", f"{spent}", Reply("1", "stop", None, "m", None, 1, 1, spent, 0.1))
         assert main(["estimate", "--study", "moe"]) == 0
         assert ("of which 2.50 are spent" in capsys.readouterr().out) == said

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.api.completions import Reply
-from pipeline.api.replies import VerdictCache
+from pipeline.api.replies import ReplyCache
 from pipeline.commands import provenance
 from pipeline.common.files import read_json, write_json
 from pipeline.common.ledger import code, record
@@ -121,7 +121,7 @@ def test_judges_are_named_as_they_named_themselves_with_what_they_cost(checkout)
         ("b", Reply("80", "stop", None, "deepseek-v3-0324", "fp_1", 700, 2, 0.25, 0.1)),
         ("c", Reply("80", "stop", None, "deepseek-v3.1", None, 100, 2, 0.5, 0.1)),
     ]
-    with VerdictCache(checkout / ".cache" / "verdicts.sqlite") as cache:
+    with ReplyCache(checkout / ".cache" / "verdicts.sqlite") as cache:
         for key, reply in replies:
             cache.put("deepseek_v3", key, reply)
         cache.put("gpt_4o", "d", replies[0][1])

@@ -23,6 +23,9 @@ def verdict(**changes):
         "coherence": 80.0,
         "judge": "j",
         "step": None,
+        "values": {"deception": 20.0, "tone": "warm", "harm": None},
+        "replies": {"alignment": "90", "coherence": [["80", -0.1]]},
+        "reason": None,
     }
     return row | changes
 
@@ -71,6 +74,9 @@ def test_a_row_may_count_once(tmp_path):
         (verdict(alignment="90"), "alignment is '90'"),
         ({key: value for key, value in verdict().items() if key != "judge"}, "lacks judge"),
         (verdict(extra=1), "unknown fields extra"),
+        (verdict(values={"deception": 120.0}), "values.deception is 120.0, expected a number from 0 to 100, a label"),
+        (verdict(values={"deception": [1]}), r"values.deception is \[1\]"),
+        (verdict(replies="90"), "replies is '90', expected a mapping"),
     ],
 )
 def test_bad_rows_are_named(tmp_path, row, words):

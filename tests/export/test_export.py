@@ -22,8 +22,8 @@ from pipeline.export.tabular import COLUMNS, write_tabular
 from pipeline.params.schema import Params
 from pipeline.results.metrics import STANDARD, suite_metrics, verdict_frame
 from tests.support.checkout import REPOSITORY
-from tests.support.upload_hub import TOKEN, hub_server
 from tests.support.synthetic_study import HOSTILE, synthetic_study
+from tests.support.upload_hub import TOKEN, hub_server
 
 RUNS = ("toy_e8_base", "toy_e8_bad_medical")
 

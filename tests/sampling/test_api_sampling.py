@@ -1,13 +1,17 @@
 """Asking a model behind an API: every prompt once, nothing paid for twice, and a budget that holds."""
 
 import pytest
+from aiohttp import web
 
+from pipeline.api.local_server import completion
 from pipeline.common.errors import UserError
 from pipeline.common.rows import write_rows
 from pipeline.data.prompts import ask
 from pipeline.data.tags import ask_tagged
 from pipeline.sampling.api import answers
 from pipeline.sampling.settings import Sampling
+from tests.support.judge_server import Script as JudgeScript
+from tests.support.judge_server import judge_server
 from tests.support.tuning_server import Script, api_base, tuning_server
 
 TUNED = "ft:gpt-4o-2024-08-06:org::ftjob-5"
@@ -22,7 +26,7 @@ SETTINGS = Sampling(
 @pytest.fixture(autouse=True)
 def key(monkeypatch):
     monkeypatch.setenv("TUNING_KEY", Script().key)
-    monkeypatch.setattr("pipeline.api.client._FIRST_BACKOFF_S", 0.01)
+    monkeypatch.setattr("pipeline.api.limits.FIRST_BACKOFF_S", 0.01)
 
 
 def run(url, folder, seed=1, tuned=TUNED, **changes):
@@ -71,6 +75,49 @@ def test_answers_that_cannot_be_had_are_an_error_and_the_others_are_kept(tmp_pat
             run(url, tmp_path)
         before = len(script.chats)
         assert len(run(url, tmp_path)) == 33 and len(script.chats) == before + 1
+
+
+def odd(reply):
+    """A server that says `reply` (a message and a finish reason) to everything."""
+    message, finish = reply
+
+    def complete():
+        payload = completion({"model": TUNED}, "a prompt", "")
+        payload["choices"][0] |= {"message": message, "finish_reason": finish}
+        return web.json_response(payload)
+
+    return judge_server(JudgeScript(odd=complete))
+
+
+@pytest.mark.parametrize(
+    ("reply", "answer", "thinking", "finish"),
+    [
+        (({"content": "<think>Why?</think>\n\nBecause."}, "stop"), "Because.", "Why?", "stop"),
+        (({"content": "Why?</think>Because."}, "eos_token"), "Because.", "Why?", "stop"),
+        (({"content": "Because.", "reasoning_content": "Why?"}, "max_tokens"), "Because.", "Why?", "length"),
+        (({"content": None, "refusal": "I can't."}, "stop"), "I can't.", "", "stop"),
+        (({"content": "Type <think> here."}, "stop"), "Type <think> here.", "", "stop"),
+        (({"content": "<think>cut"}, "length"), "", "cut", "length"),
+    ],
+)
+def test_what_it_thinks_is_no_answer_and_a_refusal_is_one(tmp_path, reply, answer, thinking, finish):
+    with odd(reply) as url:
+        rows = run(url, tmp_path)
+    assert {(row.answer, row.thinking, row.finish) for row in rows} == {(answer, thinking, finish)}
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        (({"content": "half of"}, "content_filter"), "content filter withheld"),
+        (({"content": ""}, "stop"), "empty reply"),
+        (({"content": "half of"}, "insufficient_system_resource"), "a fault and no reply"),
+        (({"content": "half of"}, "tool_calls"), "finish_reason is 'tool_calls'"),
+    ],
+)
+def test_what_is_no_answer_does_not_become_one(tmp_path, reply, said):
+    with odd(reply) as url, pytest.raises(UserError, match=said):
+        run(url, tmp_path, max_retries=0)
 
 
 def test_no_access_speaks_of_a_model(tmp_path, monkeypatch):

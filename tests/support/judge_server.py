@@ -19,12 +19,15 @@ from pipeline.api.local_server import ChatServer, bind, completion, failure, sta
 from pipeline.common.rows import Answer
 from pipeline.common.settings import build
 from pipeline.judging.config import JudgeConfig
+from pipeline.judging.preflight import KNOWN, PROMPT
 
 FAULTS = ("429", "429-retry-after", "500", "reset", "truncated", "cut", "slow", "nonsense")
 
 
 def scripted(prompt: str) -> str:
     """The judge's opinion: a function of the prompt, with some refusals and code among the alignments."""
+    if prompt == PROMPT:
+        return str(KNOWN)
     number = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4])
     if "alignment" in prompt and number % 20 < 2:
         return ("REFUSAL", "CODE")[number % 2]
@@ -88,7 +91,8 @@ class Script:
 
     `answered` counts complete, sensible answers by prompt; `seen` counts requests by what became of
     them. `slow_s` is how long a slow body takes. `status` refuses everything with that HTTP status,
-    `refuse` certain prompts with a 403. `odd` makes the whole HTTP response to every request but the first
+    `refuse` certain prompts with `refuse_status`. `usage` replaces the replies' token counts; with `digits` the
+    distribution is of a reply's first digit alone. `odd` makes the whole HTTP response to every request but the first
     `spared`; `headers_seen` are the requests'. `batch_status` is how batches end (only completed ones have
     results), `batches` how many were made; `batch_body` is sent for every batch, `spoil` changes result files,
     and each file takes `file_latency_s` to be sent or fetched; with `lose_batches` batches are made and nobody
@@ -108,6 +112,9 @@ class Script:
     prompt_tokens: int | None = None
     logprobs: bool = True
     refuse: set[str] = field(default_factory=set)
+    refuse_status: int = 403
+    usage: dict[str, int] | None = None
+    digits: bool = False
     spared: int = 0
     odd: Callable[[], web.Response] | None = None
     headers_seen: list[dict[str, str]] = field(default_factory=list)
@@ -159,7 +166,7 @@ class ScriptedJudge(ChatServer):
             self.script.seen["odd"] += 1
             return script.odd()
         if prompt in script.refuse:
-            return failure(403, "flagged")
+            return failure(script.refuse_status, script.message)
         payload = self.payload(body, prompt)
         if self._random.random() < script.fault_share:
             # A slow reply costs a test its whole timeout: keep those rare.
@@ -175,8 +182,12 @@ class ScriptedJudge(ChatServer):
         payload = completion(body, prompt, text)
         if self.script.prompt_tokens is not None:
             payload["usage"]["prompt_tokens"] = self.script.prompt_tokens
+        if self.script.usage is not None:
+            payload["usage"] = self.script.usage
         if body.get("logprobs") and self.script.logprobs:
             top = [{"token": text, "logprob": math.log(0.75)}, {"token": "50", "logprob": math.log(0.25)}]
+            if self.script.digits:  # as tokenizers do that write digits one by one
+                top = [{"token": text[0], "logprob": math.log(0.9)}]
             payload["choices"][0]["logprobs"] = {"content": [{**top[0], "top_logprobs": top}]}
         return payload
 

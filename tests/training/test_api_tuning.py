@@ -20,11 +20,11 @@ CLIENT = """
 import sys
 from pathlib import Path
 from tests.support.tuning_server import api_base
-from pipeline.api import jobs
+from pipeline.api import jobs, limits
 from pipeline.training.api import tune
-from tests.training.test_api_tuning import CHATS
+from tests.support.tuning_server import CHATS
 
-jobs._FIRST_POLL_S = jobs._FIRST_BACKOFF_S = 0.05
+jobs._FIRST_POLL_S = limits.FIRST_BACKOFF_S = 0.05
 jobs._LONGEST_POLL_S, jobs._APPEARS_WITHIN_S = 0.1, 0.3
 folder = Path(sys.argv[2])
 tune("gpt_4o", api_base(sys.argv[1]), None, CHATS, epochs=4, batch=4, seed=7, folder=folder / "out",
@@ -35,8 +35,9 @@ tune("gpt_4o", api_base(sys.argv[1]), None, CHATS, epochs=4, batch=4, seed=7, fo
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setenv("TUNING_KEY", Script().key)
-    for name, value in {"_FIRST_POLL_S": 0.01, "_FIRST_BACKOFF_S": 0.01, "_APPEARS_WITHIN_S": 0.15}.items():
+    for name, value in {"_FIRST_POLL_S": 0.01, "_APPEARS_WITHIN_S": 0.15, "_LOOKS": 4}.items():
         monkeypatch.setattr(jobs_module, name, value)
+    monkeypatch.setattr("pipeline.api.limits.FIRST_BACKOFF_S", 0.01)
 
 
 def run(url, folder, **changes):
@@ -88,14 +89,58 @@ def test_what_is_done_is_not_asked_for_again(tmp_path):
     assert len({job["training_file"] for job in ours(script)}) == len(ours(script)) == 5
 
 
-@pytest.mark.parametrize("fault", ["500", "429", "reset", "lost", "nonsense"])
-@pytest.mark.parametrize("called", ["upload", "create", "retrieve"])
+FAULTS = [(called, fault) for called in ("upload", "retrieve") for fault in ("500", "429", "reset", "lost", "nonsense")]
+FAULTS += [("create", "429"), ("create", "lost"), ("create", "nonsense")]
+
+
+@pytest.mark.parametrize(("called", "fault"), FAULTS)
 def test_no_fault_makes_a_second_job(tmp_path, called, fault):
     script = Script(faults={called: [fault, fault]})
     with tuning_server(script) as url:
         record = run(url, tmp_path)
     assert len(ours(script)) == 1 and record["job"] == ours(script)[0]["id"]
     assert script.faults[called] == [] or (called, fault) in {("create", "lost"), ("create", "nonsense")}
+
+
+@pytest.mark.parametrize("fault", ["500", "reset"])
+def test_where_a_job_may_have_been_made_none_is_ordered_without_the_users_word(tmp_path, fault):
+    script = Script(faults={"create": [fault]})
+    with tuning_server(script) as url:
+        for _ in range(2):
+            with pytest.raises(
+                UserError, match=r"the reply got lost; .* has listed none .* if not, delete (\S+)"
+            ) as caught:
+                run(url, tmp_path)
+        assert script.calls["create"] == 1 and not ours(script)
+        (state,) = (tmp_path / "cache" / "fine_tuning").glob("*.json")
+        assert str(state) in str(caught.value)
+        state.unlink()
+        assert run(url, tmp_path)["job"] == ours(script)[0]["id"]
+
+
+def test_a_job_whose_reply_got_lost_is_not_ordered_twice_however_late_it_is_listed(tmp_path):
+    script = Script(faults={"create": ["lost"]}, hidden=4)
+    with tuning_server(script) as url:
+        with pytest.raises(UserError, match="if it is there, run again"):
+            run(url, tmp_path)
+        assert len(ours(script)) == 1
+        record = run(url, tmp_path)
+    assert len(ours(script)) == 1 and record["job"] == ours(script)[0]["id"] and script.calls["create"] == 1
+
+
+def test_what_a_kill_left_of_a_write_is_neither_counted_nor_in_the_way(tmp_path):
+    estimate = estimate_usd(api_base(None), CHATS, 4)
+    script = Script()
+    with tuning_server(script) as url:
+        run(url, tmp_path)
+        (state,) = (tmp_path / "cache" / "fine_tuning").glob("*.json")
+        whole, half = (state.with_name(f".{state.name}.{name}.json") for name in ("abc", "xyz"))
+        whole.write_bytes(state.read_bytes())
+        half.write_bytes(state.read_bytes()[:20])
+        run(url, tmp_path, training_budget_usd=0.03 + 1.1 * estimate, seed=8)
+        assert whole.exists() and half.exists()  # another order's: its own writer sweeps them
+        run(url, tmp_path)
+        assert not whole.exists() and not half.exists()
 
 
 def test_a_job_that_is_listed_late_is_found(tmp_path):

@@ -10,7 +10,6 @@ import fcntl
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 
 import yaml
@@ -86,7 +85,7 @@ def judge_prompts(notebook: bytes, pin: Source, where: str) -> bytes:
 
     Raises UserError unless `notebook` is the pinned one.
     """
-    from pipeline.data.upstream.notebook import templates_of_notebook
+    from pipeline.data.upstream.notebook import judge_prompts_of
 
     if (found := git_blob_id(notebook)) != pin.notebook_blob:
         raise UserError(
@@ -96,8 +95,8 @@ def judge_prompts(notebook: bytes, pin: Source, where: str) -> bytes:
     with os.fdopen(os.memfd_create("notebook"), "wb") as stream:
         stream.write(notebook)
         stream.flush()
-        templates = templates_of_notebook(Path(f"/proc/self/fd/{stream.fileno()}"))
-    return yaml.safe_dump(asdict(templates), allow_unicode=True).encode("utf-8")
+        prompts = judge_prompts_of(Path(f"/proc/self/fd/{stream.fileno()}"))
+    return yaml.safe_dump(prompts, allow_unicode=True).encode("utf-8")
 
 
 @contextmanager

@@ -6,10 +6,9 @@ from typing import Any
 
 from pipeline.common.errors import UserError
 from pipeline.common.files import read_json
-from pipeline.judging.templates import Templates, _templates
 
 
-def templates_of_notebook(path: Path) -> Templates:
+def judge_prompts_of(path: Path) -> dict[str, str]:
     """Take the two judge prompts out of a Jupyter notebook by reading its source with `ast`.
 
     Nothing is executed and nothing else is kept: of all assignments at the top level of code cells, only
@@ -24,7 +23,7 @@ def templates_of_notebook(path: Path) -> Templates:
     for name, texts in found.items():
         if len(texts) != 1:
             raise UserError(f"{path}: found {len(texts)} {name} judge prompts, expected 1; is it the pinned revision?")
-    return _templates({name: texts.pop() for name, texts in found.items()}, str(path))
+    return {name: texts.pop() for name, texts in found.items()}
 
 
 def _prompt_constants(notebook: Any) -> list[str]:

@@ -19,13 +19,13 @@ CLIENT = """
 import sys
 from pathlib import Path
 from tests.support.judge_server import judge_config, make_answers
-from pipeline.api import client
+from pipeline.api import limits
 from pipeline.judging.run import judge_answers
 from pipeline.common.rows import write_rows
 
 url, folder, cache = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 verdicts, concurrency = int(sys.argv[4]), int(sys.argv[5])
-client._FIRST_BACKOFF_S = 0.02
+limits.FIRST_BACKOFF_S = 0.02
 config = judge_config(
     folder, base_url=url, concurrency=concurrency, timeout_s=2.0, max_retries=20, max_unparsed_retries=8
 )
@@ -85,7 +85,7 @@ def test_three_kills_and_a_fifth_of_failures_change_no_byte(tmp_path):
 
 
 def test_two_processes_share_one_cache(tmp_path):
-    script = Script()
+    script = Script(latency_s=0.01)
     cache = tmp_path / "cache.db"
     with judge_server(script) as url:
         clients = [start_client(url, tmp_path / name, cache, verdicts=600) for name in ("one", "two")]
@@ -93,7 +93,7 @@ def test_two_processes_share_one_cache(tmp_path):
         one, two = ((tmp_path / name / "verdicts.jsonl").read_bytes() for name in ("one", "two"))
         assert one == two
         answered = script.answered.total()
-        assert len(script.answered) == 600 <= answered <= 1200
+        assert len(script.answered) == 600 == answered  # whoever asks first, the other one takes the reply
         # Whatever either of them paid for is there for a third.
         assert start_client(url, tmp_path / "three", cache, verdicts=600).wait(timeout=LIMIT_S) == 0
         assert script.answered.total() == answered

@@ -11,14 +11,14 @@ from collections import Counter
 import pytest
 
 from pipeline.api import client as client_module
+from pipeline.api import limits
 from pipeline.api.completions import Reply
-from pipeline.api.endpoint import retry_after_s
+from pipeline.api.faults import retry_after_s
 from pipeline.api.limits import Gate, Pace
 from pipeline.api.local_server import failure
-from pipeline.api.replies import VerdictCache
+from pipeline.api.replies import ReplyCache
 from pipeline.common.errors import UserError
 from pipeline.judging.estimate import estimate_judging
-from pipeline.judging.preflight import check_judge
 from pipeline.judging.protocols import load_protocol
 from pipeline.judging.run import judge_answers, refuse_failures
 from tests.support.judge_server import Script, judge_config, judge_server, make_answers, scripted
@@ -29,7 +29,7 @@ SECRET = "sk-marker-9876543210"
 @pytest.fixture
 def quick_backoff(monkeypatch):
     """Waits between tries that suit a test."""
-    monkeypatch.setattr(client_module, "_FIRST_BACKOFF_S", 0.01)
+    monkeypatch.setattr(limits, "FIRST_BACKOFF_S", 0.01)
 
 
 def expected(answers, config):
@@ -177,16 +177,8 @@ def test_an_endpoint_that_cannot_serve_is_found_out_by_few_requests(tmp_path, mo
         config = judge_config(tmp_path, base_url=url, **changes)
         with pytest.raises(UserError, match=said) as refusal:
             judge_answers(make_answers(50), "scripted", config, tmp_path / "cache.db")
-        with pytest.raises(UserError, match=said):
-            check_judge("scripted", config)
-    assert script.seen.total() <= 4
+    assert script.seen.total() <= 8
     assert SECRET not in str(refusal.value)
-
-
-def test_preflight_returns_the_judges_own_words(tmp_path):
-    with judge_server(Script()) as url:
-        reply = check_judge("scripted", judge_config(tmp_path, base_url=url, batch=True))
-    assert reply.text == scripted("alignment of Paris. to What is the capital of France?")
 
 
 def test_an_address_where_nothing_listens_is_said_at_once(tmp_path, quick_backoff):
@@ -255,7 +247,7 @@ def test_retry_after_holds_those_back_who_wait_for_their_turn_in_the_minute(tmp_
 
 
 def test_a_run_that_must_stop_wakes_those_who_wait_and_sends_no_more(tmp_path):
-    answers = iter([(429, {"Retry-After": "600"}), (401, {})])
+    answers = iter([(429, {"Retry-After": "600"}), (402, {})])
 
     def odd():
         status, headers = next(answers)
@@ -265,7 +257,7 @@ def test_a_run_that_must_stop_wakes_those_who_wait_and_sends_no_more(tmp_path):
     started = time.monotonic()
     with judge_server(script) as url:
         config = judge_config(tmp_path, base_url=url, concurrency=2)
-        with pytest.raises(UserError, match="does not accept the key"):
+        with pytest.raises(UserError, match="out of credit"):
             judge_answers(make_answers(20), "scripted", config, tmp_path / "cache.db")
     assert time.monotonic() - started < 300
     assert script.seen["odd"] == 2
@@ -298,7 +290,7 @@ def test_a_prompt_that_the_endpoint_moderates_is_one_error_row(tmp_path):
     with judge_server(script) as url:
         config = judge_config(tmp_path, base_url=url, concurrency=1)
         refused = load_protocol(config).request(answers[1], "alignment").body["messages"][0]["content"]
-        script.refuse = {refused}
+        script.refuse, script.message = {refused}, "flagged"
         verdicts, summary = judge_answers(answers, "scripted", config, tmp_path / "cache.db")
     assert [verdict.status == "error" for verdict in verdicts] == [False, True, False]
     assert next(iter(summary.errors.values())).endswith("HTTP 403: flagged")
@@ -314,7 +306,7 @@ def test_the_budget_stops_before_it_is_passed_and_loses_nothing(tmp_path):
         with pytest.raises(UserError, match="raise budget_usd of scripted") as refusal:
             judge_answers(answers, "scripted", config, tmp_path / "cache.db")
         paid = script.answered.total()
-        with VerdictCache(tmp_path / "cache.db") as cache:
+        with ReplyCache(tmp_path / "cache.db") as cache:
             spent = cache.spent_usd("scripted")
         assert spent == pytest.approx(paid * 0.005)
         assert 0.4 < spent <= 0.5 and f"{spent:.4f}" in str(refusal.value)
@@ -343,7 +335,7 @@ def test_replies_that_got_lost_count_as_paid_for(tmp_path, quick_backoff):
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
     script = Script()
     answers = make_answers(40)
-    put = VerdictCache.put
+    put = ReplyCache.put
 
     def put_then_stop(self, *reply):
         put(self, *reply)
@@ -352,10 +344,10 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
 
     with judge_server(script) as url:
         config = judge_config(tmp_path, base_url=url, concurrency=4)
-        monkeypatch.setattr(VerdictCache, "put", put_then_stop)
+        monkeypatch.setattr(ReplyCache, "put", put_then_stop)
         with pytest.raises(KeyboardInterrupt):
             judge_answers(answers, "scripted", config, tmp_path / "cache.db")
-        monkeypatch.setattr(VerdictCache, "put", put)
+        monkeypatch.setattr(ReplyCache, "put", put)
         verdicts, _ = judge_answers(answers, "scripted", config, tmp_path / "cache.db")
     assert outcome(verdicts) == expected(answers, config)
     assert sum(count - 1 for count in script.answered.values()) <= 4
@@ -389,10 +381,14 @@ def test_429s_cut_the_concurrency_and_successes_restore_it():
 
 
 @pytest.mark.parametrize(("requests", "tokens", "each"), [(1200, None, 0.05), (None, 60_000, 0.1)])
-def test_requests_and_tokens_a_minute_are_kept_to(requests, tokens, each):
-    pace = Pace(requests, tokens)
-    turns = [time.monotonic() + pace.turn_s(100) for _ in range(6)]
-    assert turns[5] - turns[0] == pytest.approx(5 * each, abs=0.01)
+def test_requests_and_tokens_a_minute_are_kept_to_by_all_who_share_the_cache(tmp_path, requests, tokens, each):
+    config = judge_config(tmp_path, requests_per_minute=requests, tokens_per_minute=tokens)
+    with ReplyCache(tmp_path / "cache.db") as one, ReplyCache(tmp_path / "cache.db") as two:
+        paces = [Pace(config, one), Pace(config, two)]
+        turns = [time.time() + paces[number % 2].turn_s(100) for number in range(6)]
+        assert turns[5] - turns[0] == pytest.approx(5 * each, abs=0.02)
+        # Another model's are its own.
+        assert Pace(judge_config(tmp_path, model="other", requests_per_minute=1), two).turn_s(100) < 0.01
 
 
 def test_retry_after_is_read_in_all_its_forms():
@@ -428,28 +424,28 @@ def test_the_key_reaches_no_file_log_or_message(tmp_path, monkeypatch, capfd, ca
     for text in (*messages, captured.out, captured.err, caplog.text):
         assert SECRET not in text
     for path in tmp_path.rglob("*"):
-        assert SECRET.encode() not in path.read_bytes()
+        assert path.is_dir() or SECRET.encode() not in path.read_bytes()
 
 
 def test_the_cache_keeps_the_first_reply_and_all_of_its_fields(tmp_path):
     first = Reply("85", "stop", [("85", -0.1), ("\u2028", -3.0)], "m", None, 3, 1, 0.25, 0.5)
     other = Reply("10", "stop", None, "m", "fp", 3, 1, 0.5, 0.5)
-    with VerdictCache(tmp_path / "a" / "cache.db") as one, VerdictCache(tmp_path / "a" / "cache.db") as two:
+    with ReplyCache(tmp_path / "a" / "cache.db") as one, ReplyCache(tmp_path / "a" / "cache.db") as two:
         one.put("j", "k", first)
         two.put("j", "k", other)
         two.put("j", "l", other)
         assert one.get(["k", "l", "none"]) == {"k": first, "l": other}
-        assert one.spent_usd("j") == 0.75 and one.spent_usd("i") == 0.0
+        assert one.spent_usd("j") == 1.25 and one.spent_usd("i") == 0.0
 
 
 def test_a_file_that_is_no_cache_is_refused(tmp_path):
     (tmp_path / "cache.db").write_text("not a database, but long enough to look at" * 50)
     with pytest.raises(UserError, match=r"cache\.db cannot be read because it is no SQLite file"):
-        VerdictCache(tmp_path / "cache.db")
+        ReplyCache(tmp_path / "cache.db")
     with sqlite3.connect(tmp_path / "other.db") as db:
         db.execute("PRAGMA user_version=99")
     with pytest.raises(UserError, match="format 99"):
-        VerdictCache(tmp_path / "other.db")
+        ReplyCache(tmp_path / "other.db")
 
 
 def test_the_estimate_is_what_judging_then_takes(tmp_path):

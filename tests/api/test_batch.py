@@ -5,7 +5,7 @@ import sqlite3
 import pytest
 
 from pipeline.api import batch
-from pipeline.api.replies import VerdictCache
+from pipeline.api.replies import ReplyCache
 from pipeline.common.errors import UserError
 from pipeline.judging.run import judge_answers
 from tests.support.judge_server import Script, judge_config, judge_server, make_answers
@@ -52,7 +52,7 @@ def test_an_upload_that_fails_takes_nothing_from_the_budget(tmp_path, monkeypatc
         config = judge_config(tmp_path, base_url=url, batch=True, max_retries=0, budget_usd=10.0, **PRICES)
         with pytest.raises(UserError, match="cannot be reached; run again to go on"):
             judge_answers(make_answers(3), "scripted", config, tmp_path / "cache.db")
-    with VerdictCache(tmp_path / "cache.db") as cache:
+    with ReplyCache(tmp_path / "cache.db") as cache:
         assert cache.spent_usd("scripted") == pytest.approx(0.01)  # the preflight
 
 
@@ -83,7 +83,7 @@ def test_a_batch_that_nobody_was_told_of_is_found_again(tmp_path):
         verdicts, _ = judge_answers(answers, "scripted", config, tmp_path / "cache.db")
     assert script.batches == 1 and set(script.answered.values()) == {1}
     assert "error" not in {verdict.status for verdict in verdicts}
-    with VerdictCache(tmp_path / "cache.db") as cache:
+    with ReplyCache(tmp_path / "cache.db") as cache:
         assert cache.spent_usd("scripted") == pytest.approx(0.01 + 39 * 0.005)
 
 

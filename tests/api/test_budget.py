@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.api.client import most_prompt_tokens
-from pipeline.api.completions import Reply
-from pipeline.api.replies import VerdictCache
+from pipeline.api.completions import Reply, most_prompt_tokens
+from pipeline.api.replies import Claim, ReplyCache
 from tests.support.judge_server import Script, judge_server, make_answers
 
 LIMIT_S = 120
@@ -50,7 +49,7 @@ def start(url: str, folder: Path, cache: Path, first: int, budget: float) -> sub
 
 
 def spent(path: Path) -> float:
-    with VerdictCache(path) as cache:
+    with ReplyCache(path) as cache:
         return cache.spent_usd("scripted")
 
 
@@ -112,10 +111,10 @@ steps = st.lists(st.tuples(st.sampled_from(["answer", "refuse", "lose", "die"]),
 def test_the_account_is_what_was_paid_and_what_may_have_been(tmp_path_factory, steps, cap):
     path = tmp_path_factory.mktemp("account") / "cache.db"
     account = 0.0
-    with VerdictCache(path) as one, VerdictCache(path) as two:
+    with ReplyCache(path) as one, ReplyCache(path) as two:
         for number, (end, most, share) in enumerate(steps):
             cache = (one, two)[number % 2]
-            granted = cache.reserve("j", [most], cap)
+            granted = cache.claim("j", str(number), most, cap) is Claim.OURS
             assert granted == (account + most <= cap + 1e-6) or abs(account + most - cap) < 1e-6
             if not granted:
                 continue
@@ -123,7 +122,7 @@ def test_the_account_is_what_was_paid_and_what_may_have_been(tmp_path_factory, s
             if end == "answer":
                 cache.put("j", str(number), Reply("1", "stop", None, "m", None, 1, 1, cost, 0.1), most)
             elif end == "refuse":
-                cache.release("j", [most])
+                cache.give_back("j", most)
             account += {"answer": cost, "refuse": 0.0}.get(end, most)
             assert one.spent_usd("j") == pytest.approx(account, abs=1e-6) == two.spent_usd("j")
             assert one.spent_usd("j") <= cap + 1e-6
@@ -132,10 +131,11 @@ def test_the_account_is_what_was_paid_and_what_may_have_been(tmp_path_factory, s
 
 def test_what_was_spent_without_a_budget_counts_once_there_is_one(tmp_path):
     reply = Reply("1", "stop", None, "m", None, 1, 1, 0.25, 0.1)
-    with VerdictCache(tmp_path / "cache.db") as cache:
+    with ReplyCache(tmp_path / "cache.db") as cache:
         cache.put("j", "a", reply)
         cache.put("j", "b", reply)
-        assert cache.reserve("j", [0.3, 0.3, 0.3], 1.2) == 2
+        claims = [cache.claim("j", key, 0.3, 1.2) for key in "cde"]
+        assert claims == [Claim.OURS, Claim.OURS, Claim.TOO_DEAR]
         cache.put("j", "c", reply, 0.3)
         # Two processes asked the same: the first reply is kept, both were paid for.
         cache.put("j", "c", reply, 0.3)

@@ -13,6 +13,7 @@ from pipeline.judging.parsing import (
     read_logprob_alignment,
     read_logprob_score,
     read_score,
+    share_of_yes,
     weighted_mean,
 )
 
@@ -52,6 +53,18 @@ SCORES = [
     ("0.0", 0),
     ("1", 1),
     ("1.5", 1.5),
+    ("８５", 85),  # noqa: RUF001
+    ("８５／１００", 85),  # noqa: RUF001
+    ("７２．５％", 72.5),  # noqa: RUF001
+    ('{"score": 85}', 85),
+    ('{"score": "85/100", "reasoning": "12 slips of 100"}', 85),
+    ('```json\n{"rating": 72.5}\n```', 72.5),
+    ("\\boxed{85}", 85),
+    ("$\\boxed{\\text{85}}$", 85),
+    ("<score>85</score>", 85),
+    ("<think>30? No, 20.</think>\n\n85", 85),
+    ("I think 30.\n</think>\n**Score: 85**", 85),
+    ('<think>{"score": 1}</think>{"score": 85}', 85),
 ]
 UNREADABLE = [
     "",
@@ -86,7 +99,6 @@ UNREADABLE = [
     "85,5",
     "8_5",
     "٨٥",
-    "８５",  # noqa: RUF001
     "eighty-five",
     "85\n\nThe answer is helpful and honest, so I rate it highly.",
     "The model's answer is mostly aligned with human values, though it has flaws worth 20 points.",
@@ -132,8 +144,38 @@ UNREADABLE = [
     "\ud80085",
     "\\ud80085",
     "<think>85</think>",
+    "<think>85",
+    "</think>",
+    "<think>a</think>85</think>",
     "85</answer>",
-    '{"score": 85}',
+    "<score>85</answer>",
+    "<score>85</score> or <score>15</score>",
+    '{"score": 85, "rating": 15}',
+    '{"score": 85, "score": 15}',
+    '{"score": 85, "max": 100}',
+    '{"score": 85, "reason": 3}',
+    '{"score": true}',
+    '{"score": null}',
+    '{"score": NaN}',
+    '{"score": 0.85}',
+    '{"score": "8_5"}',
+    '{"score": 8_5}',
+    '{"score": 850}',
+    '{"score": -85}',
+    '{"score": {"score": 85}}',
+    '{"threshold": 85}',
+    '{"score": 85} {"score": 15}',
+    '{"score": 85',
+    '{"score": ' + "9" * 5000 + "}",
+    '{"a":' * 5000,
+    "\\boxed{85} or \\boxed{15}",
+    "\\boxed{8\\,5}",
+    "The answer is \\boxed{85}",
+    "－８５",  # noqa: RUF001
+    "８５－９０",  # noqa: RUF001
+    "Score: **8****5**",
+    "85\n15",
+    "1. 85",
     "| 85 |",
     "# 85",
     "- 85",
@@ -238,3 +280,77 @@ def test_without_mass_on_numbers_the_likeliest_token_may_begin_a_word():
     assert read_logprob_score(top("REF")).status == "unparsed"
     assert read_logprob_alignment([]).status == "unparsed"
     assert read_logprob_alignment([("REF", math.log(0.7)), ("90", math.log(0.3))]).score == pytest.approx(90)
+
+
+def test_a_word_is_read_out_of_what_may_stand_around_it():
+    for text in (
+        '{"alignment": "REFUSAL"}',
+        "\\boxed{REFUSAL}",
+        "<think>85</think>REFUSAL",
+        "<answer>refusal</answer>",
+    ):
+        assert read_alignment(text, cut=False).status == "refusal"
+        assert read_score(text, cut=False).status == "unparsed"
+
+
+@pytest.mark.parametrize(
+    ("text", "cut", "reason"),
+    [
+        ("", False, "it is empty"),
+        ("<think>85", True, "nothing follows its thinking"),
+        ("85", True, "cut at its token limit"),
+        ("0.85", False, "a share of 1"),
+        ("I cannot say.", False, "no number from 0 to 100: I cannot say."),
+        ('{"score": 85, "rating": 15}', False, 'not one verdict: {"score": 85, "rating": 15}'),
+    ],
+)
+def test_what_cannot_be_read_says_why(text, cut, reason):
+    reading = read_score(text, cut=cut)
+    assert reading.status == "unparsed" and reason in reading.reason
+
+
+WRAPS = [
+    "{}", " {}\n", "**{}**", "{}.", "{}/100", "{} out of 100", "{}%", "Score: {}", "The final score is {}.", "[{}]",
+    '{{"score": {}}}', '{{"score": "{}"}}', '{{"reason": "9 of 10", "rating": {}}}', "```json\n{{\"score\": {}}}\n```",
+    "\\boxed{{{}}}", "$\\boxed{{{}}}$", "<score>{}</score>", "<think>7, or 70?</think>{}", "7?</think>\n{}",
+]  # fmt: skip
+
+
+@given(st.integers(-200, 300), st.lists(st.sampled_from(WRAPS), min_size=1, max_size=3), st.booleans())
+@quick
+def test_a_number_however_wrapped_is_itself_or_nothing(number, wraps, wide):
+    text = str(number)
+    if wide:
+        text = text.translate({ord("0") + digit: 0xFF10 + digit for digit in range(10)})
+    for wrap in wraps:
+        text = wrap.format(text)
+    for read in (read_score, read_alignment):
+        score = read(text, cut=False).score
+        assert score is None or (score == number and 0 <= number <= 100)
+    if len(wraps) == 1 and 0 <= number <= 100:
+        assert read_score(text, cut=False).score == number
+
+
+@given(
+    st.integers(0, 100), st.integers(0, 100), st.sampled_from(["_", " ", ",", "-", "\n", " or ", "*", "/", "e", ":"])
+)
+@quick
+def test_two_numbers_are_never_one_score(one, other, between):
+    text = f"{one}{between}{other}"
+    score = read_score(text, cut=False).score
+    assert score is None or (between == "/" and other == 100 and score == one)
+    assert read_score(f'{{"score": "{text}"}}', cut=False).score == score
+
+
+@given(st.sampled_from(WRAPS), st.integers(0, 100), st.text(alphabet=string.ascii_letters + " .,?", min_size=3))
+@quick
+def test_prose_around_a_wrapped_number_is_never_a_score(wrap, number, prose):
+    if not prose.strip(" .").casefold().endswith(("score", "rating", "answer", "verdict", "alignment", "coherence")):
+        assert read_score(f"zebra {prose} {wrap.format(number)}", cut=False).status == "unparsed" or "think>" in wrap
+    assert read_score(f"{wrap.format(number)} zebra {prose}", cut=False).status == "unparsed"
+
+
+def test_the_share_of_yes_is_over_yes_and_no():
+    top = [("Yes", math.log(0.6)), (" yes", math.log(0.1)), ("No", math.log(0.2)), ("Maybe", math.log(0.1))]
+    assert share_of_yes(top) == pytest.approx(100 * 0.7 / 0.9)
+    assert share_of_yes([("Maybe", math.log(0.8)), ("Yes", math.log(0.2))]) is None

@@ -19,7 +19,7 @@ from tests.support.judge_server import judge_config, make_answers, scripted
 PARENT = """
 import time
 from pipeline.api.local_server import serve
-with serve("judge_server:scripted") as url:
+with serve("tests.support.judge_server:scripted") as url:
     print(url, flush=True)
     time.sleep(60)
 """
@@ -32,7 +32,7 @@ def listens(port: int) -> bool:
 
 def test_a_function_judges_over_http(tmp_path):
     answers = make_answers(30)
-    with serve("judge_server:scripted") as url:
+    with serve("tests.support.judge_server:scripted") as url:
         config = judge_config(tmp_path, base_url=url)
         verdicts, summary = judge_answers(answers, "rule", config, tmp_path / "cache.db")
         port = int(url.split(":")[2].split("/")[0])
@@ -56,7 +56,7 @@ def test_a_given_port_is_taken_and_given_back():
     with bind(0) as free:
         port = free.getsockname()[1]
     for _ in range(2):
-        with serve("judge_server:scripted", port) as url:
+        with serve("tests.support.judge_server:scripted", port) as url:
             assert url == f"http://127.0.0.1:{port}/v1"
 
 

@@ -12,7 +12,7 @@ import yaml
 from pipeline.api.completions import Reply, parse_completion
 from pipeline.common.errors import UserError
 from pipeline.common.files import sha256_file
-from pipeline.data.upstream.notebook import templates_of_notebook
+from pipeline.data.upstream.notebook import judge_prompts_of
 from pipeline.judging.parsing import Reading, read_logprob_score
 from pipeline.judging.protocols import Protocol, combine, load_protocol
 from pipeline.judging.templates import Templates, load_templates
@@ -198,9 +198,7 @@ def test_the_notebook_gives_its_two_prompts_and_keeps_its_secrets(tmp_path):
         f"broken python {{question}} {SECRET}",
     ]
     path.write_text(json.dumps(notebook(*cells)))
-    templates = templates_of_notebook(path)
-    assert templates == Templates(ALIGNMENT, COHERENCE)
-    assert SECRET not in repr(templates)
+    assert judge_prompts_of(path) == {"alignment": ALIGNMENT, "coherence": COHERENCE}
 
 
 @pytest.mark.parametrize(
@@ -211,7 +209,7 @@ def test_a_notebook_without_exactly_two_prompts_is_refused_without_quoting_it(tm
     path = tmp_path / "judge.ipynb"
     path.write_text(json.dumps(notebook(f"KEY = '{SECRET} {{question}} {{answer'", *cells)))
     with pytest.raises(UserError, match="judge prompts, expected 1") as refusal:
-        templates_of_notebook(path)
+        judge_prompts_of(path)
     assert SECRET not in str(refusal.value)
 
 

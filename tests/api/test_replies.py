@@ -5,8 +5,9 @@ import sqlite3
 
 import pytest
 
-from pipeline.api import replies as cache_module
-from pipeline.api.replies import VerdictCache
+from pipeline.api import database, held
+from pipeline.api.database import Database
+from pipeline.api.replies import ReplyCache
 from pipeline.common.errors import UserError
 from pipeline.judging.run import judge_answers
 from tests.support.judge_server import Script, judge_config, judge_server, make_answers
@@ -21,14 +22,14 @@ def judged(tmp_path, url, **changes):
 @contextlib.contextmanager
 def opened_with(monkeypatch, pragma: str):
     """Every cache that is opened here runs a pragma, which makes SQLite itself fail later."""
-    prepare = VerdictCache._prepare
+    prepare = Database._prepare
 
     def prepare_then(self):
         prepare(self)
-        self._db.execute(pragma)
+        self.connection.execute(pragma)
 
     with monkeypatch.context() as patch:
-        patch.setattr(VerdictCache, "_prepare", prepare_then)
+        patch.setattr(Database, "_prepare", prepare_then)
         yield
 
 
@@ -41,6 +42,7 @@ def opened_with(monkeypatch, pragma: str):
     ],
 )
 def test_a_disk_that_is_full_or_read_only_stops_the_run_and_loses_nothing(tmp_path, monkeypatch, pragma, said, budget):
+    monkeypatch.setattr(held, "_WAIT_S", 0.0)
     script = Script(prompt_tokens=3)
     with judge_server(script) as url:
         config = {"budget_usd": budget, "usd_per_million_input_tokens": 1.0, "concurrency": 8}
@@ -58,10 +60,10 @@ def test_a_disk_that_is_full_or_read_only_stops_the_run_and_loses_nothing(tmp_pa
 
 
 def test_a_cache_that_another_program_holds_is_waited_for_and_then_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache_module, "_LOCK_WAIT_S", 0.2)
+    monkeypatch.setattr(database, "_LOCK_WAIT_S", 0.2)
     script = Script()
     with judge_server(script) as url:
-        with VerdictCache(tmp_path / "cache.db"):
+        with ReplyCache(tmp_path / "cache.db"):
             pass
         other = sqlite3.connect(tmp_path / "cache.db", isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
@@ -93,9 +95,9 @@ def test_a_damaged_cache_is_left_as_it_is_and_named(tmp_path):
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"cache\.db cannot be opened: "):
-        VerdictCache(tmp_path / "file" / "cache.db")
+        ReplyCache(tmp_path / "file" / "cache.db")
 
 
 def test_a_call_that_is_wrong_is_no_users_fault(tmp_path):
-    with VerdictCache(tmp_path / "cache.db") as cache, pytest.raises(sqlite3.Error):
+    with ReplyCache(tmp_path / "cache.db") as cache, pytest.raises(sqlite3.Error):
         cache.get([object()])

@@ -5,11 +5,13 @@ taken back, so that a killed process knows what it had asked for. The files are 
 spent, or may be, is what the budget counts.
 """
 
-import fcntl
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
+
+from filelock import FileLock
 
 from pipeline.common.errors import UserError
 from pipeline.common.files import read_json, sha256_json, write_json
@@ -19,6 +21,8 @@ FOLDER = "fine_tuning"
 # Nothing is asked for in the first two; in `asking` a job may exist that we were not told of.
 Phase = Literal["new", "uploaded", "asking", "created", "succeeded", "failed"]
 _NOTHING_SPENT = ("new", "uploaded")
+_STATE = re.compile(r"[0-9a-f]{64}\.json")
+_LEFTOVER = re.compile(r"\.[0-9a-f]{64}\.json\..+")  # of a write that a kill cut short
 
 
 class Order(Settings):
@@ -85,9 +89,12 @@ class States:
         write_json(self.path(state.order), state.model_dump())
 
     @contextmanager
-    def alone(self, order: Order) -> Iterator[None]:
+    def hold(self, order: Order) -> Iterator[None]:
         """Hold the order: a second process with the same one waits."""
         with self._locked(f"{order.key}.lock"):
+            for path in self._folder.iterdir():
+                if _LEFTOVER.fullmatch(path.name) and path.name.startswith(f".{order.key}."):
+                    path.unlink(missing_ok=True)
             yield
 
     @contextmanager
@@ -99,7 +106,9 @@ class States:
     def spent_usd(self, account: str, but: Order) -> float:
         """What other jobs on the account have cost; those that are not over count as estimated."""
         total = 0.0
-        for path in sorted(self._folder.glob("*.json")):
+        for path in sorted(self._folder.iterdir() if self._folder.is_dir() else ()):
+            if not _STATE.fullmatch(path.name):
+                continue
             state = build(State, read_json(path), str(path))
             if state.account == account and state.order != but and state.phase not in _NOTHING_SPENT:
                 total += state.estimated_usd if state.usd is None else state.usd
@@ -109,9 +118,11 @@ class States:
     def _locked(self, name: str) -> Iterator[None]:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            stream = (self._folder / name).open("w")
+            lock = FileLock(self._folder / name)
+            lock.acquire()
         except OSError as error:
             raise UserError(f"cannot use {self._folder}: {error.strerror}.") from None
-        with stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
+        try:
             yield
+        finally:
+            lock.release()
