@@ -5,12 +5,11 @@ exceptions are re-raised without their cause.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pipeline.api.config import OPENAI, EndpointConfig
+from pipeline.api.config import EndpointConfig
 from pipeline.api.faults import EndpointError, error_inside, read_json_body, refused
 from pipeline.api.keys import Redaction, read_key
 from pipeline.api.proxies import proxy_for
@@ -42,7 +41,7 @@ class Endpoint:
         self._transport = AiohttpTransport(
             connections=config.concurrency,
             timeout_s=config.timeout_s,
-            headers=_headers(config, self._key),
+            headers={"User-Agent": "emoe"} | ({} if self._key is None else {"Authorization": f"Bearer {self._key}"}),
             proxy=proxy_for(config.endpoint),
         )
 
@@ -121,13 +120,3 @@ class Endpoint:
         return EndpointError(
             f"{self.where}: {reason}", retry=True, unreachable=unreachable, usd=0.0 if unreachable else None
         )
-
-
-def _headers(config: EndpointConfig, key: str | None) -> dict[str, str]:
-    """What every request carries. Organisation and project are OpenAI's, and go nowhere else."""
-    headers = {"User-Agent": "emoe"} | ({} if key is None else {"Authorization": f"Bearer {key}"})
-    if config.endpoint == OPENAI:
-        for name, variable in (("OpenAI-Organization", "OPENAI_ORG_ID"), ("OpenAI-Project", "OPENAI_PROJECT_ID")):
-            if value := os.environ.get(variable):
-                headers[name] = value
-    return headers

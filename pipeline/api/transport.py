@@ -14,7 +14,7 @@ import httpx2
 MOST_BYTES = 4 << 20  # of a reply; chat completions take some thousand
 MOST_FILE_BYTES = 1 << 30  # of a batch's results
 # All that an endpoint needs of what the openai client sets. What that client reads from the environment
-# (OPENAI_ORG_ID, OPENAI_PROJECT_ID, OPENAI_CUSTOM_HEADERS) is nothing for another company's endpoint.
+# (OPENAI_ORG_ID, OPENAI_PROJECT_ID, OPENAI_CUSTOM_HEADERS) is sent to nobody: a stage does not see it either.
 _PASSED_ON = ("accept", "content-type")
 
 

@@ -70,7 +70,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def estimate_study(params: Params, name: str) -> StudyEstimate:
-    """Estimate a study. Raises UserError when its suites, judge prompts, answers or verdict cache cannot be read."""
+    """Estimate a study. Raises UserError when its suites, judge prompts, answers or reply cache cannot be read."""
     study, runs = params.study(name), params.runs_of(name)
     sampling = study.sampling
     files = {run: ARTIFACTS / name / "answers" / f"{run}.jsonl" for run in runs}
