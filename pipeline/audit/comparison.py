@@ -125,6 +125,13 @@ def check_contrast(name: str, found: Contrast | None, missing: tuple[str, ...], 
     )
 
 
+def widened_contrast(found: Contrast, half: float) -> Contrast:
+    """A difference of one seed's runs with training's spread in its interval; `half` a 95 % interval of that."""
+    interval = _widened(found.value, found.interval, half)
+    p_value = _p_against(0, found.value, interval)
+    return replace(found, interval=interval, p_value=p_value, unit=f"{found.unit} and training")
+
+
 def _side(sign: int, interval: Interval) -> Result:
     nearest, farthest = sorted((sign * interval.low, sign * interval.high))
     return "PASS" if nearest > 0 else "DIFFERS" if farthest < 0 else "UNCLEAR"

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, get_args
 
 from pipeline.audit.cells import audit
 from pipeline.audit.claims import Record, StudyClaims, read_claims
-from pipeline.audit.comparison import Line, Result, check_claim, check_contrast, corrected
+from pipeline.audit.comparison import Line, Result, check_claim, check_contrast, corrected, widened_contrast
 from pipeline.audit.labels import read_labels
 from pipeline.audit.published import FOLDER, read_published
 from pipeline.audit.report import MEANINGS
@@ -93,22 +93,26 @@ def check_study(params: Params, name: str, claims: StudyClaims, record: Record) 
     folder = ARTIFACTS / name / "verdicts"
     verdicts = [row for row in read_run_verdicts(params, name, folder, study.judge, available=True) if row.step is None]
     frame = verdict_frame(verdicts) if verdicts else None
-    lines, sources = [], {}
+    lines: list[Line] = []
+    sources: dict[str, str] = {}
+
+    def trained(run: str) -> bool:
+        settings = params.runs.get(run.partition("+")[0])
+        return settings is None or settings.data is not None
+
     if claims.claims:
         reproduced = Reproduced(
             None if frame is None else by_tag(frame), _weights(record), DEFINITIONS[study.definition]
         )
-
-        def trained(run: str) -> bool:
-            settings = params.runs.get(run.partition("+")[0])
-            return settings is None or settings.data is not None
-
         columns = dict.fromkeys(claim.column for claim in claims.claims)
         spreads = {column: _spread(column, claims, reproduced, trained) for column in columns}
         sources = {column: it.source for column, it in spreads.items()}
         lines += [check_claim(claim, record, reproduced, spreads, trained) for claim in claims.claims]
     if claims.expectations is not None:
-        lines += check_own(params, name, frame)
+        spread = None if len(study.seeds) > 1 else _toy_spread("misalignment_percent")
+        if spread is not None:
+            sources["the study's own expectations"] = spread.source
+        lines += check_own(params, name, frame, spread, trained)
     return corrected(lines), sources
 
 
@@ -121,12 +125,15 @@ def _weights(record: Record) -> dict[str, dict[str, int]]:
 
 def _spread(column: str, claims: StudyClaims, reproduced: Reproduced, trained: Callable[[str], bool]) -> Spread:
     """How far training seeds lie apart in a column: in this study's own seeds, else in the toy study's."""
-    from pipeline.results.frames import seed_spread
-
     runs = dict.fromkeys(run for claim in claims.claims for run in (*claim.runs, *claim.minus))
     there = [run for run in runs if trained(run) and column in MEASURES and reproduced.missing(run, column) is None]
-    if own := own_spread([reproduced.estimate(run, column) for run in there]):
-        return own
+    return own_spread([reproduced.estimate(run, column) for run in there]) or _toy_spread(column)
+
+
+def _toy_spread(column: str) -> Spread:
+    """How far the toy study's training seeds lie apart in the column that stands for `column`."""
+    from pipeline.results.frames import seed_spread
+
     if not TOY_SEEDS.exists():
         return Spread(math.nan, 0, f"nowhere: the study has one seed, and {TOY_SEEDS} does not exist")
     import pandas as pd
@@ -140,8 +147,13 @@ def _spread(column: str, claims: StudyClaims, reproduced: Reproduced, trained: C
     )
 
 
-def check_own(params: Params, name: str, frame: pd.DataFrame | None) -> list[Line]:
-    """The study's expectations and contrasts: differences of held-out misalignment, paired over its seeds."""
+def check_own(
+    params: Params, name: str, frame: pd.DataFrame | None, spread: Spread | None, trained: Callable[[str], bool]
+) -> list[Line]:
+    """The study's expectations and contrasts: differences of held-out misalignment, paired over its seeds.
+
+    A difference of one seed's runs has the noise of answers alone; `spread` adds what each training brings in.
+    """
     from pipeline.results.contrasts import Runs, contrast
     from pipeline.results.definitions import DEFINITIONS
 
@@ -158,6 +170,10 @@ def check_own(params: Params, name: str, frame: pd.DataFrame | None) -> list[Lin
         have = {run: runs.seeds(run) if runs else [] for run in named}
         missing = tuple(f"seed {seed} of {run}" for run in named for seed in study.seeds if seed not in have[run])
         found = contrast(runs, pairs, control) if runs and not missing else None
+        if found is not None and found.n == 1 and spread is not None:
+            found = widened_contrast(
+                found, spread.half(sum(trained(run) for pair in (*pairs, *control) for run in pair))
+            )
         lines.append(check_contrast(claim, found, missing, expected))
     return lines
 

@@ -110,6 +110,7 @@ def _claim(line: Line, claims: StudyClaims, study: Study) -> ClaimRow:
         found = {"run": ",".join(runs), "vs": claim.minus[0] if len(claim.minus) == 1 else "base"}
         return ClaimRow(line=line, reason=claims.reasons[claim.reason].strip(), notes=notes, address=urlencode(found))
     expected = {f"{higher} above {lower}": (higher, lower) for higher, lower in study.expectations}
+    expected |= {f"contrast {key}": contrast.pairs[0] for key, contrast in study.contrasts.items()}
     higher, lower = expected[line.claim]
     return ClaimRow(
         line=line,

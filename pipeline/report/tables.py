@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.export.rows import experts_of
-from pipeline.results.intervals import over_seeds
-from pipeline.results.metrics import DEFINITIONS, STANDARD, suite_metrics
+from pipeline.results.definitions import STANDARD
+from pipeline.results.frames import by_seed_text
+from pipeline.results.intervals import SCOPE_NAMES
+from pipeline.results.metrics import suite_metrics
 from pipeline.results.tables import format_cell
 
 if TYPE_CHECKING:
@@ -66,12 +68,11 @@ _RUN = (
     Column(key="model", title="model", choice=True),
     Column(key="experts_adapted", title="experts adapted", choice=True),
 )
-_RATE = (
-    Column(key="misalignment_percent", title="misaligned %", decimals=1),
-    Column(key="misalignment_percent_low", title="low", decimals=1),
-    Column(key="misalignment_percent_high", title="high", decimals=1),
-    Column(key="misaligned", title="misaligned", decimals=0),
-    Column(key="coherent", title="of coherent (n)", decimals=0),
+_SEEDS = (Column(key="by_seed", title="by seed"),)
+_INTERVALS = tuple(
+    Column(key=f"misalignment_percent_{scope}_{end}", title=f"{name}, {end}", decimals=1)
+    for scope, name in SCOPE_NAMES.items()
+    for end in ("low", "high")
 )
 _MEANS = (
     Column(key="mean_alignment", title="mean alignment", decimals=1),
@@ -87,33 +88,40 @@ def headline_table(results: Results) -> Table:
     study, definition = results.study, results.definition
     caption = (
         f"Misaligned answers on the suites that no run is trained on ({', '.join(study.held_out)}), "
-        f"{definition.name} definition: alignment < {definition.misaligned_below:g} among coherence > "
-        f"{definition.coherent_above:g}; low and high: {results.interval}."
+        f"{definition.name} definition: {definition.rule}; {results.spread}."
     )
-    return _table("by-run", caption, (*_RUN, *_RATE, *_MEANS), results.held_out_by_run, results)
+    return _table("by-run", caption, (*_RUN, *_rate(results), *_MEANS), results.held_out_by_run, results)
+
+
+def _rate(results: Results) -> tuple[Column, ...]:
+    """The rate, what spreads around it (its seeds, or with one seed both intervals), and its counts."""
+    return (
+        Column(key="misalignment_percent", title="misaligned %", decimals=1),
+        *(_SEEDS if results.several_seeds else _INTERVALS),
+        Column(key="misaligned", title="misaligned", decimals=0),
+        Column(key="counted", title="of (n)", decimals=0),
+    )
 
 
 def suite_table(results: Results) -> Table:
     """One row a run and suite; where the study's definition is another, the standard rate stands beside it."""
     frame = results.by_suite
-    columns: tuple[Column, ...] = (*_RUN, Column(key="suite", title="suite", choice=True), *_RATE)
-    caption = f"Every run on every suite, {results.definition.name} definition; low and high: {results.interval}."
+    columns: tuple[Column, ...] = (*_RUN, Column(key="suite", title="suite", choice=True), *_rate(results))
+    caption = f"Every run on every suite, {results.definition.name} definition; {results.spread}."
     if results.definition.name != STANDARD.name:
-        standard = over_seeds(
-            suite_metrics(results.untagged, DEFINITIONS[STANDARD.name]), ("misalignment_percent",), by=("run", "suite")
-        )
-        standard = standard[["run", "suite", "misalignment_percent"]]
-        frame = frame.merge(standard.rename(columns={"misalignment_percent": "standard"}), on=["run", "suite"])
+        by = ["run", "suite"]
+        standard = suite_metrics(results.untagged, STANDARD).groupby(by, observed=True)["misalignment_percent"].mean()
+        frame = frame.join(standard.rename("standard"), on=by)
         columns = (*columns, Column(key="standard", title="misaligned % (standard)", decimals=1))
-        caption += (
-            f" Standard: alignment < {STANDARD.misaligned_below:g} among coherence > {STANDARD.coherent_above:g}, "
-            "mean over questions."
-        )
+        caption += f" Standard: {STANDARD.rule}."
     return _table("by-suite", caption, (*columns, *_MEANS), frame, results)
 
 
 def _table(name: str, caption: str, columns: Sequence[Column], frame: pd.DataFrame, results: Results) -> Table:
-    frame = frame.assign(experts_adapted=[experts_of(results.params, run) for run in frame["run"]])
+    frame = frame.assign(
+        experts_adapted=[experts_of(results.params, run) for run in frame["run"]],
+        by_seed=frame["misalignment_percent_by_seed"].map(by_seed_text),
+    )
     rows = [[cell(row[column.key], column) for column in columns] for row in frame.to_dict("records")]
     return Table(name=name, caption=caption, columns=columns, rows=rows)
 

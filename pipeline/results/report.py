@@ -30,6 +30,9 @@ FIGURES = {
     "alignment_by_coherence": "Alignment against coherence of every scored answer of every run",
     "examples": "The same questions before and after fine-tuning",
 }
+_ONE_SEED = """ The study has one training
+seed: an interval over questions says how far the answers pin a difference down, and nothing of how another training
+would come out; `make verify` adds that from other seeds."""
 _TOY_NOTES = """
 ## What this can and cannot show
 
@@ -114,13 +117,14 @@ def report(results: Results, tags: pd.DataFrame, folder: Path) -> str:
         for name, text in FIGURES.items()
         if (folder / f"{name}.png").exists()
     )
+    alone = "" if results.several_seeds else _ONE_SEED
     contrasts = ""
     if results.contrasts:
         contrasts = f"""## The differences that the study is about
 
 Differences in held-out misalignment, in percentage points. A contrast is the mean over all its matched pairs of runs
 and all training seeds, each value drawn in the figure below; one with a control is a difference of differences. The
-p-values are two-sided, raw and after Holm's correction over the table.
+p-values are two-sided, raw and after Holm's correction over the table.{alone}
 
 {contrast_text(results.contrasts)}
 """

@@ -179,20 +179,23 @@ def run_table(
 def run_by_suite_table(frame: pd.DataFrame, stem: Path, *, label: str, caption: str) -> list[Path]:
     """Every run on every suite: mean alignment, mean coherence, misaligned count.
 
-    Columns: `run`, `suite`, `mean_alignment`, `mean_coherence`, `misaligned`, one row each pair. The csv
-    is long, as the frame; Markdown and LaTeX have a line per run and "alignment / coherence / misaligned"
-    per suite.
+    Columns: `run`, `suite`, `mean_alignment`, `mean_coherence`, `misaligned`, and `counted` (of how many) where it is
+    known, one row each pair. The csv is long, as the frame; Markdown and LaTeX have a line per run and "alignment /
+    coherence / misaligned of counted" per suite: where refusals are counted apart, few are left.
     """
     import pandas as pd
 
-    columns = ["run", "suite", "mean_alignment", "mean_coherence", "misaligned"]
+    known = "counted" in frame
+    columns = ["run", "suite", "mean_alignment", "mean_coherence", "misaligned", *(["counted"] if known else [])]
     cells = frame.assign(
         cell=[
-            f"{row.mean_alignment:.1f} / {row.mean_coherence:.1f} / {row.misaligned:.0f}" for row in frame.itertuples()
+            f"{row.mean_alignment:.1f} / {row.mean_coherence:.1f} / {row.misaligned:.0f}"
+            + (f" of {row.counted:.0f}" if known else "")
+            for row in frame.itertuples()
         ]
     )
     wide = cells.pivot(index="run", columns="suite", values="cell")
     shown = wide.reindex(index=frame["run"].unique(), columns=frame["suite"].unique()).reset_index()
     shown = pd.DataFrame(shown).rename(columns=lambda name: str(name).replace("_", " "))
-    title = f"{caption} (mean alignment / mean coherence / misaligned answers)"
+    title = f"{caption} (mean alignment / mean coherence / misaligned answers{' of how many' if known else ''})"
     return write_table(frame[columns], stem, caption=title, label=label, shown=shown)

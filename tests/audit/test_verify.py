@@ -15,7 +15,14 @@ import yaml
 
 from pipeline.audit.cells import audit
 from pipeline.audit.claims import Claim, Number, Record, read_claims
-from pipeline.audit.comparison import _correlations, _direction, _size, check_contrast, corrected
+from pipeline.audit.comparison import (
+    _correlations,
+    _direction,
+    _size,
+    check_contrast,
+    corrected,
+    widened_contrast,
+)
 from pipeline.audit.labels import read_labels
 from pipeline.audit.published import read_published
 from pipeline.audit.reproduced import Estimate, Reproduced, Spread
@@ -439,3 +446,13 @@ def test_rank_correlations_are_spearmans():
     expected, values = [3.0, 1.0, 2.0, 5.0], [10.0, 1.0, 1.0, 7.0]
     found = _correlations(expected, np.array([values, [1.0] * 4]))
     assert found[0] == pytest.approx(exact_rank_test(expected, values).rho) and math.isnan(found[1])
+
+
+def test_one_seeds_difference_has_trainings_spread_too():
+    one = Contrast("new questions", 5.0, Interval(2.0, 8.0), 0.001, (5.0,), ())
+    assert check_contrast("c", one, ()).result == "PASS"
+    wide = widened_contrast(one, Spread(10.0, 8, "the toy study's seeds").half(1))
+    assert check_contrast("c", wide, ()).result == "UNCLEAR" and wide.p_value > 0.05
+    unknown = widened_contrast(one, Spread(math.nan, 0, "nowhere").half(1))
+    assert check_contrast("c", unknown, ()).result == "UNCLEAR"
+    assert widened_contrast(one, Spread(10.0, 8, "x").half(0)).interval == one.interval

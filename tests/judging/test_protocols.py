@@ -237,3 +237,16 @@ def test_judges_that_cannot_work_are_refused_by_field(tmp_path, changes, said):
     with pytest.raises(UserError, match=said) as refusal:
         judge_config(tmp_path, **changes)
     assert SECRET not in str(refusal.value)
+
+
+def test_each_aspect_has_its_own_system_message_where_the_judge_has_one():
+    """The MoE paper's notebook asks with two (cell 6); a judge without any asks as before, under the same key."""
+    templates = Templates(alignment="A {question} {answer}", coherence="C {question} {answer}")
+    (answer,) = make_answers(1)
+    plain, own = load_protocol_of(templates), load_protocol_of(templates, system={"alignment": "Be strict."})
+    asked = own.request(answer, "alignment")
+    assert [message["role"] for message in asked.body["messages"]] == ["system", "user"]
+    assert asked.body["messages"][0]["content"] == "Be strict."
+    assert own.again(asked).body["messages"] == asked.body["messages"]
+    assert own.request(answer, "coherence").key == plain.request(answer, "coherence").key
+    assert asked.key != plain.request(answer, "alignment").key

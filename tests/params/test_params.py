@@ -80,6 +80,16 @@ def test_the_repository_has_valid_params():
         (lambda c: c["studies"]["moe"]["training"].update(validation=1.0), ["training.validation is 1.0"]),
         (lambda c: c["runs"].update({"../x": c["runs"]["toy_e8_base"]}), ["runs has the name '../x'"]),
         (lambda c: c["studies"]["toy"]["expectations"].append(["toy_e8_base"]), ["expectations[6]", "more entries"]),
+        (
+            lambda c: c["studies"]["toy"]["contrasts"]["bad_advice"].update(
+                control=[["toy_e8_base", "toy_e8_base"]] * 2
+            ),
+            ["contrasts.bad_advice", "control has 2 pairs and pairs 3"],
+        ),
+        (
+            lambda c: c["studies"]["toy"]["contrasts"]["realigned"].update(pairs=[["oss_base", "toy_e8_base"]]),
+            ["contrasts.realigned names oss_base", "another study"],
+        ),
     ],
 )
 def test_what_is_wrong_is_named(content, tmp_path, change, words):
