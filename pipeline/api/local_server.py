@@ -19,6 +19,7 @@ from typing import Any
 from aiohttp import web
 
 from pipeline.common.errors import UserError
+from pipeline.common.processes import end_with_parent
 
 _HOST = "127.0.0.1"
 
@@ -103,8 +104,8 @@ def serve(reply: str, port: int = 0) -> Iterator[str]:
     """
     with bind(port) as listener:
         process = subprocess.Popen(
-            [sys.executable, "-m", __name__, reply, str(listener.fileno())],
-            stdin=subprocess.PIPE,
+            [sys.executable, "-m", __name__, reply, str(listener.fileno()), str(os.getpid())],
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             pass_fds=[listener.fileno()],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
@@ -112,26 +113,26 @@ def serve(reply: str, port: int = 0) -> Iterator[str]:
         )
         address = listener.getsockname()[1]
         # The child has its own copy of the socket, and it alone may accept.
-    assert process.stdin is not None and process.stdout is not None
+    assert process.stdout is not None
     try:
         if process.stdout.readline() != b"ready\n":
             raise UserError(f"the local server of {reply} did not start (exit status {process.wait()}); see above.")
         yield f"http://{_HOST}:{address}/v1"
     finally:
-        process.stdin.close()
+        process.terminate()
         process.wait()
         process.stdout.close()
 
 
-async def _serve_until_eof(reply: str, descriptor: int) -> None:
+async def _serve(reply: str, descriptor: int, parent: int) -> None:
+    end_with_parent(parent)
     module, _, name = reply.partition(":")
     function = getattr(importlib.import_module(module), name)
-    runner = await start(ChatServer(function), socket.socket(fileno=descriptor))
+    runner = await start(ChatServer(function), socket.socket(fileno=descriptor))  # serves for as long as it is kept
     print("ready", flush=True)
-    # The parent holds the other end of stdin: however it ends, this process ends too.
-    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    await asyncio.Event().wait()
     await runner.cleanup()
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve_until_eof(sys.argv[1], int(sys.argv[2])))
+    asyncio.run(_serve(sys.argv[1], *map(int, sys.argv[2:])))

@@ -193,6 +193,22 @@ def keep_in_lock(entries: dict[str, Any]) -> None:
         sort_lock()
 
 
+def write_lock(entries: dict[str, Any]) -> None:
+    """A dvc.lock of these records alone: the commit's own is of another time, and perhaps of another machine."""
+    from dvc.utils.serialize import dump_yaml
+
+    dump_yaml(str(LOCK), {"schema": "2.0", "stages": entries})
+
+
+def use_remote(name: str, settings: dict[str, Any]) -> None:
+    """Use one remote from now on, and leave nothing of DVC's outside of this checkout."""
+    from dvc.config import Config
+
+    with Config.from_cwd().edit("local") as config:
+        config["remote"] = {name: settings}
+        config["core"] = {"remote": name, "site_cache_dir": str(SITE_CACHE.resolve())}
+
+
 def records(stages: list[str]) -> dict[str, Any]:
     """What dvc.lock says of these stages."""
     from dvc.utils.serialize import load_yaml

@@ -38,7 +38,8 @@ def test_every_tracked_file_reaches_the_image():
 @pytest.mark.parametrize(
     "name",
     [
-        ".envrc", ".netrc", "secrets.env", "id_rsa", "key.pem", ".env", "pipeline/.env", "docs/.env.local", "tests/id_rsa",
+        ".envrc", ".netrc", "secrets.env", "id_rsa", "key.pem", ".env", "pipeline/.env", "docs/.env.local",
+        "tests/id_rsa",
         "benchmarks/token.key", ".venv/pyvenv.cfg", ".git/config", ".cache/verdicts.sqlite", ".dvc/config.local",
         ".dvc/cache/files/md5/ab/c", ".dvc/tmp/rwlock", "data/train/insecure.jsonl", "artifacts/moe/answers/a.jsonl",
         "shared/paper", "notes.txt", "pipeline/__pycache__/a.pyc", "judge-keys.yaml", ".aws/credentials",

@@ -8,12 +8,17 @@ import urllib.request
 from collections.abc import Callable
 from typing import BinaryIO
 
+import tenacity
+
 from pipeline.common.errors import UserError
 
 BLOCK = 64 * 1024
 TIMEOUT_SECONDS = 30.0
 ATTEMPTS = 4
 FIRST_PAUSE_SECONDS = 1.0
+# Where no size is pinned: more than ten times the largest such file (the authors' notebook).
+MOST_BYTES = 50_000_000
+SLOWEST_BYTES_PER_S = 1000
 BUSY = frozenset({408, 429, 500, 502, 503, 504})
 
 Progress = Callable[[int, int | None], None]
@@ -26,31 +31,35 @@ class UnreachableError(Exception):
 def download(url: str, stream: BinaryIO, limit: int | None, progress: Progress) -> None:
     """Fetch `url` into `stream`, continuing at its end.
 
-    Transient failures are tried again, each time from where the last one stopped. `limit` is the size
-    in bytes beyond which this cannot be the wanted file; `progress(done, total)` is called with bytes.
+    Transient failures are tried again, each time from where the last one stopped. `limit` is the size in bytes beyond
+    which this cannot be the wanted file (None: MOST_BYTES); `progress(done, total)` is called with bytes.
     Raises UnreachableError after the last attempt, and UserError where asking again cannot help: HTTP
     says no, too many bytes come, the disk is full. What has arrived stays in `stream`.
     """
-    pause = FIRST_PAUSE_SECONDS
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            _continue(url, stream, limit, progress)
-            return
-        except urllib.error.HTTPError as error:
-            if error.code not in BUSY:
-                raise UserError(f"{url} answers HTTP {error.code} ({error.reason}).") from error
-            reason = f"HTTP {error.code}"
-        except urllib.error.URLError as error:
-            reason = str(error.reason)
-        except (http.client.HTTPException, ConnectionError, TimeoutError) as error:
-            reason = str(error) or type(error).__name__
-        if attempt < ATTEMPTS:
-            time.sleep(pause)
-            pause *= 2
-    raise UnreachableError(reason)
+    again = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(UnreachableError),
+        stop=tenacity.stop_after_attempt(ATTEMPTS),
+        wait=tenacity.wait_exponential(multiplier=FIRST_PAUSE_SECONDS),
+        reraise=True,
+        sleep=time.sleep,
+    )
+    again(_try, url, stream, MOST_BYTES if limit is None else limit, progress)
 
 
-def _continue(url: str, stream: BinaryIO, limit: int | None, progress: Progress) -> None:
+def _try(url: str, stream: BinaryIO, limit: int, progress: Progress) -> None:
+    try:
+        _continue(url, stream, limit, progress)
+    except urllib.error.HTTPError as error:
+        if error.code not in BUSY:
+            raise UserError(f"{url} answers HTTP {error.code} ({error.reason}).") from error
+        raise UnreachableError(f"HTTP {error.code}") from error
+    except urllib.error.URLError as error:
+        raise UnreachableError(str(error.reason)) from error
+    except (http.client.HTTPException, ConnectionError, TimeoutError) as error:
+        raise UnreachableError(str(error) or type(error).__name__) from error
+
+
+def _continue(url: str, stream: BinaryIO, limit: int, progress: Progress) -> None:
     start = stream.seek(0, 2)
     if start and start == limit:
         return
@@ -67,15 +76,18 @@ def _continue(url: str, stream: BinaryIO, limit: int | None, progress: Progress)
             start = 0
             stream.seek(0)
             stream.truncate()
-        length = response.headers.get("Content-Length")
-        total = start + int(length) if length is not None else None
-        done = start
+        length = response.headers.get("Content-Length", "")
+        total = start + int(length) if length.isdecimal() else None
+        done, since = start, time.monotonic()
         progress(done, total)
         while block := response.read1(BLOCK):
             _write(stream, block)
             done += len(block)
             progress(done, total)
-            if limit is not None and done > limit:
+            seconds = time.monotonic() - since
+            if seconds > TIMEOUT_SECONDS and (done - start) / seconds < SLOWEST_BYTES_PER_S:
+                raise TimeoutError(f"{done - start} bytes in {seconds:.0f} s")
+            if done > limit:
                 raise UserError(f"{url} sends more than the {limit} bytes expected: it is another file.")
     # http.client returns what there is, without an error, when a connection ends early.
     if total is not None and done < total:

@@ -34,7 +34,7 @@ def fetch(pins: Iterable[Source], origin: Origin, folder: Path) -> None:
     pins = tuple(pins)
     wrong: list[str] = []
     missing: list[str] = []
-    with _alone(folder):
+    with _one_at_a_time(folder):
         for pin in pins:
             try:
                 print(f"{_place(pin, origin, folder):<10} {folder / pin.path}")
@@ -100,18 +100,17 @@ def judge_prompts(notebook: bytes, pin: Source, where: str) -> bytes:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold a lock on the folder, so that two processes never write to one partial file."""
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Hold a lock on the folder itself, which leaves no file among the data: nobody else writes to a partial file."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise UserError(f"cannot use {folder}: {error.strerror}.") from error
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another process is fetching into {folder}; wait for it or stop it.") from error
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
+    except BlockingIOError:
+        raise UserError(f"another process is fetching into {folder}; wait for it or stop it.") from None
     finally:
         os.close(descriptor)

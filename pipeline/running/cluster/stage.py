@@ -1,25 +1,23 @@
 """One stage in a working folder of its own, as a Ray task starts it: python -m pipeline.running.cluster.stage.
 
 The order is a line of JSON on standard input. DVC pulls the stage's inputs from the remote, restores the stage from
-the remote's run cache or runs it, and pushes what came out. When standard input ends, whoever gave the order is
-dead and its successor is starting elsewhere: this process and all that it started end then, at once.
+the remote's run cache or runs it, and pushes what came out. When whoever gave the order is dead, its successor is
+starting elsewhere: this process and all that it started end then, at once.
 """
 
-import contextlib
 import json
 import os
 import sys
-import threading
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from pipeline.common.errors import UserError, with_causes
 from pipeline.common.paths import CACHE
+from pipeline.common.processes import end_with_parent
 from pipeline.params.load import load_params
 from pipeline.params.schema import Params
+from pipeline.running.dvc import path_of_this_python, repository, use_remote, write_lock
 
 
 def main() -> int:
@@ -27,7 +25,7 @@ def main() -> int:
     from dvc.exceptions import DvcException
 
     order = json.loads(sys.stdin.buffer.readline())
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    end_with_parent()
     try:
         do(order)
     except (UserError, DvcException, OSError) as error:
@@ -36,30 +34,17 @@ def main() -> int:
     return 0
 
 
-def end_with_parent() -> None:
-    """Wait for the end of standard input, then kill every descendant and this process."""
-    while os.read(sys.stdin.fileno(), 1):  # not through sys.stdin, whose lock the interpreter wants when it ends
-        pass
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    os._exit(1)
-
-
 def do(order: dict[str, Any]) -> None:
     """Pull the inputs, reproduce the one stage, push outputs and run cache."""
-    from dvc.repo import Repo
-
     stage, lock = order["stage"], order["lock"]
     check_libraries(order["libraries"])
     if order["cache"]:
         share_cache(Path(order["cache"]))
     configure(order["remote"], order["settings"])
     write_lock(lock)
-    # dvc.yaml says `python`, and means the one that has the packages.
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    os.environ["PATH"] = path_of_this_python()
     os.environ["PYTHONUNBUFFERED"] = "1"
-    with Repo() as repo:
+    with repository() as repo:
         if lock:
             repo.pull(targets=list(lock), force=True)
         params = load_params()
@@ -87,24 +72,13 @@ def share_cache(folder: Path) -> None:
 
 def configure(remote: str, settings: dict[str, Any]) -> None:
     """Use the head's DVC remote, and leave nothing outside of this folder. Raises UserError if it is not seen here."""
-    from dvc.config import Config
-
     url = settings["url"]
     if "://" not in url and not Path(url).is_dir():
         raise UserError(
             f"this node does not see the DVC remote {url}; put it on storage that all nodes share, or in a bucket: "
             "dvc remote modify --local NAME url FOLDER-OR-URL (docs/cluster.md)."
         )
-    with Config.from_cwd().edit("local") as config:
-        config["remote"] = {remote: settings}
-        config["core"] = {"remote": remote, "site_cache_dir": str(Path(".dvc/tmp/site").resolve())}
-
-
-def write_lock(entries: dict[str, Any]) -> None:
-    """A dvc.lock of the inputs alone: the commit's own is of another time, and perhaps of another machine."""
-    from dvc.utils.serialize import dump_yaml
-
-    dump_yaml("dvc.lock", {"schema": "2.0", "stages": entries})
+    use_remote(remote, settings)
 
 
 def prepare_hub(params: Params, study: str, data: Path, inputs: list[str]) -> None:

@@ -1,0 +1,80 @@
+"""Every child ends with its parent; a process number that another process has by now stops nothing."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from tests.support.checkout import REPOSITORY, checkout, environment
+
+KILL_DVC = """
+import os, psutil
+for parent in psutil.Process().parents():
+    if "pipeline.running.dvc" in parent.cmdline():
+        os.kill(parent.pid, 9)
+        break
+"""
+REPRO = """
+import subprocess, sys
+others = [subprocess.Popen(["sleep", "60"]) for _ in range(int(sys.argv[1]))]
+from pipeline.running.dvc import repro
+from pipeline.running.progress import Progress
+failure = repro(["first"], Progress(["first"]))
+print(failure)
+for other in others: other.kill()
+sys.exit(bool(failure))
+"""
+
+
+def test_a_killed_reproduce_takes_every_stage_with_it(tmp_path):
+    folder = checkout(tmp_path)
+    command = [sys.executable, "-m", "pipeline", "reproduce", "--study", "toy"]
+    with subprocess.Popen(command, cwd=folder, env=environment(), stdout=subprocess.DEVNULL) as process:
+        top, deadline = psutil.Process(process.pid), time.monotonic() + 90
+        while not any("pretrain" in child.cmdline() for child in top.children(recursive=True)):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        children = top.children(recursive=True)
+        process.kill()
+    assert psutil.wait_procs(children, timeout=15)[1] == []
+
+
+def test_a_stage_killed_dvc_leaves_ends(tmp_path):
+    """DVC alone is killed: the stage that it started does not go on without it."""
+    script = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]]).wait()"
+    child = "from pipeline.common.processes import end_with_parent; end_with_parent(); import time; time.sleep(60)"
+    with subprocess.Popen(
+        [sys.executable, "-c", script, child], env=environment() | {"PYTHONPATH": str(REPOSITORY)}
+    ) as parent:
+        deadline = time.monotonic() + 30
+        while not (children := psutil.Process(parent.pid).children()):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(1)
+        parent.kill()
+    assert psutil.wait_procs(children, timeout=10)[1] == []
+
+
+def test_in_a_new_container_the_numbers_of_killed_processes_are_taken(tmp_path):
+    unshare = ["unshare", "-pf", "--mount-proc"]
+    if subprocess.run([*unshare, "true"], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody make a namespace of processes: a container is NOT tried")
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / "kill.py").write_text(KILL_DVC)
+    stage = {"cmd": f"test -e b || {sys.executable} kill.py; echo a > a", "outs": ["a"]}
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"first": stage}}))
+    there = environment() | {"PYTHONPATH": str(REPOSITORY)}
+    for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
+        subprocess.run(command, cwd=tmp_path, env=there, check=True)
+    run = [*unshare, sys.executable, "-c", REPRO]
+    first = subprocess.run([*run, "0"], cwd=tmp_path, env=there, capture_output=True, text=True)
+    assert first.returncode == 1, first.stdout + first.stderr
+    assert '"pid"' in (tmp_path / ".dvc" / "tmp" / "rwlock").read_text(), "the kill left its mark"
+    (tmp_path / "b").touch()
+    again = subprocess.run([*run, "40"], cwd=tmp_path, env=there, capture_output=True, text=True)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert Path(tmp_path / "a").read_text() == "a\n"
