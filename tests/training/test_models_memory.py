@@ -20,7 +20,7 @@ from pipeline.models.adapters import attach, trainable_manifest
 from pipeline.models.families.registry import anatomy_of
 from pipeline.models.loading import load_base
 from pipeline.models.report import load_report
-from pipeline.models.sizes import GIB, adapter_values, base_bytes
+from pipeline.models.sizes import GIB, adapter_values, base_bytes, base_values
 from pipeline.models.spec import AdapterSpec
 from pipeline.training.memory import activation_bytes, plan_memory
 from pipeline.training.plan import plan_training
@@ -50,9 +50,8 @@ FULL: dict[str, Any] = {
         num_local_experts=32,
         num_experts_per_tok=4,
     ),
-    # transformers' defaults are the published sizes.
     "qwen2_moe": Qwen2MoeConfig(),
-    "olmoe": OlmoeConfig(num_key_value_heads=16),
+    "olmoe": OlmoeConfig(num_key_value_heads=16, intermediate_size=1024),
     "phimoe": PhimoeConfig(),
 }
 WHOLE = AdapterSpec(rank=32, alpha=32)
@@ -69,11 +68,19 @@ def plan(family: str, spec: AdapterSpec = ONE, gpu: float = 80, **options: Any) 
 
 
 @pytest.mark.parametrize(
-    ("family", "gigabytes"),
-    [("mixtral", 24.5), ("qwen3_moe", 16.7), ("gpt_oss", 12.5), ("olmoe", 3.9), ("qwen2_moe", 8.3), ("phimoe", 22.0)],
+    ("family", "billions", "gigabytes"),
+    [
+        ("mixtral", 46.7, 24.5),
+        ("qwen3_moe", 30.5, 16.7),
+        ("gpt_oss", 20.9, 12.5),
+        ("olmoe", 6.9, 3.9),
+        ("qwen2_moe", 14.3, 8.3),
+        ("phimoe", 41.9, 22.0),
+    ],
 )
-def test_full_size_weights_are_those_of_the_published_checkpoints(family: str, gigabytes: float) -> None:
-    """Computed by other means: parameters of the published checkpoints x bits."""
+def test_full_size_weights_are_those_of_the_published_models(family: str, billions: float, gigabytes: float) -> None:
+    """Parameters as the models' cards count them; their bytes in NF4 by other means."""
+    assert sum(base_values(FULL[family]).values()) / 1e9 == pytest.approx(billions, rel=0.01)
     assert sum(base_bytes(FULL[family]).values()) / 1e9 == pytest.approx(gigabytes, rel=0.02)
 
 
