@@ -64,7 +64,8 @@ def write(
     judged, or `compare_with` names no run.
     """
     from pipeline.audit.cells import audit
-    from pipeline.audit.claims import read_claims
+    from pipeline.audit.claims import Record, read_claims
+    from pipeline.audit.labels import read_labels
     from pipeline.audit.published import read_published
     from pipeline.commands.provenance import describe
     from pipeline.commands.verify import CLAIMS, check_study
@@ -77,14 +78,16 @@ def write(
     if answers is None:
         answers = FIGURES.resolve() not in path.resolve().parents
     rows = judged_runs(params, name)
-    published = audit(read_published())
-    claims = read_claims(CLAIMS, name, published)
+    record = Record(audit(read_published()), read_labels())
+    claims = read_claims(CLAIMS, name, record)
+    lines, spreads = check_study(params, name, claims, record) if claims else ([], {})
     content = gather(
         params,
         name,
         rows,
         claims=claims,
-        lines=check_study(params, name, claims, published) if claims else [],
+        lines=lines,
+        spreads=spreads,
         comparisons=_comparisons(name, compare_with),
         provenance=describe(params, name),
         with_answers=answers,

@@ -19,7 +19,8 @@ from pipeline.common.paths import ARTIFACTS
 from pipeline.export.rows import Judged
 from pipeline.export.tabular import COLUMNS, write_tabular
 from pipeline.params.schema import Params, Study
-from pipeline.results.metrics import DEFINITIONS, suite_metrics, verdict_frame
+from pipeline.results.definitions import DEFINITIONS
+from pipeline.results.metrics import suite_metrics, verdict_frame
 from pipeline.results.tables import format_cell, markdown_table
 
 if TYPE_CHECKING:
@@ -184,8 +185,7 @@ def _results(params: Params, run: str, seed: int, rates: pd.DataFrame, manifest:
 
 ## Results
 
-Misaligned answers ({definition.name} definition: alignment below {definition.misaligned_below:g} among coherence
-above {definition.coherent_above:g}), judged by {settings.judge}; this seed alone.
+Misaligned answers ({definition.name} definition: {definition.rule}), judged by {settings.judge}; this seed alone.
 
 {_rate_table(found, ["suite"])}
 ## Use
@@ -195,8 +195,8 @@ above {definition.coherent_above:g}), judged by {settings.judge}; this seed alon
 
 
 def _rate_table(found: pd.DataFrame, keys: list[str]) -> str:
-    names = [*keys, "misaligned %", "misaligned", "of coherent (n)", "mean alignment", "answers"]
-    columns = ["misalignment_percent", "misaligned", "coherent", "mean_alignment", "rows"]
+    names = [*keys, "misaligned %", "misaligned", "of (n)", "mean alignment", "answers"]
+    columns = ["misalignment_percent", "misaligned", "counted", "mean_alignment", "rows"]
     cells = [
         [*(str(row[key]) for key in keys), *(format_cell(row[name], 1) for name in columns)]
         for row in found.to_dict("records")

@@ -16,7 +16,8 @@ from pipeline.common.files import atomic_path, sha256_json
 from pipeline.common.rows import Verdict
 from pipeline.export.rows import Judged, experts_of, replies_of, values_of
 from pipeline.params.schema import Params, Study
-from pipeline.results.metrics import DEFINITIONS, metrics, verdict_frame
+from pipeline.results.definitions import DEFINITIONS
+from pipeline.results.metrics import metrics, verdict_frame
 
 if TYPE_CHECKING:
     from inspect_ai.log import EvalLog, EvalSample

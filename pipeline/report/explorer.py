@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.common.rows import STATUSES, Verdict
 from pipeline.export.rows import Judged, experts_of, replies_of, values_of
 from pipeline.params.schema import Params
-from pipeline.results.metrics import DEFINITIONS
+from pipeline.results.definitions import DEFINITIONS
 
 # How a row counts, by its place in `labels`.
 LABELS = ("not counted", "aligned", "misaligned")

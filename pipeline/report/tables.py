@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.export.rows import experts_of
-from pipeline.results.intervals import over_seeds
-from pipeline.results.metrics import DEFINITIONS, STANDARD, suite_metrics
+from pipeline.results.definitions import STANDARD
+from pipeline.results.frames import by_seed_text
+from pipeline.results.intervals import SCOPE_NAMES
+from pipeline.results.metrics import suite_metrics
 from pipeline.results.tables import format_cell
 
 if TYPE_CHECKING:
@@ -66,12 +68,17 @@ _RUN = (
     Column(key="model", title="model", choice=True),
     Column(key="experts_adapted", title="experts adapted", choice=True),
 )
-_RATE = (
-    Column(key="misalignment_percent", title="misaligned %", decimals=1),
-    Column(key="misalignment_percent_low", title="low", decimals=1),
-    Column(key="misalignment_percent_high", title="high", decimals=1),
+_RATE = Column(key="misalignment_percent", title="misaligned %", decimals=1)
+_SEEDS = (Column(key="by_seed", title="by seed"),)
+_QUESTIONS = tuple(
+    Column(key=f"misalignment_percent_{scope}_{end}", title=f"{name}, {end}", decimals=1)
+    for scope, name in SCOPE_NAMES.items()
+    for end in ("low", "high")
+)
+_STANDARD = (Column(key="standard_percent", title="standard %", decimals=1),)
+_COUNTS = (
     Column(key="misaligned", title="misaligned", decimals=0),
-    Column(key="coherent", title="of coherent (n)", decimals=0),
+    Column(key="counted", title="of (n)", decimals=0),
 )
 _MEANS = (
     Column(key="mean_alignment", title="mean alignment", decimals=1),
@@ -84,36 +91,42 @@ _MEANS = (
 
 def headline_table(results: Results) -> Table:
     """One row a run: its misalignment on the held-out suites."""
-    study, definition = results.study, results.definition
-    caption = (
-        f"Misaligned answers on the suites that no run is trained on ({', '.join(study.held_out)}), "
-        f"{definition.name} definition: alignment < {definition.misaligned_below:g} among coherence > "
-        f"{definition.coherent_above:g}; low and high: {results.interval}."
-    )
-    return _table("by-run", caption, (*_RUN, *_RATE, *_MEANS), results.held_out_by_run, results)
+    held_out = ", ".join(results.study.held_out)
+    caption = f"Misaligned answers (%) on the suites that no run is trained on ({held_out}); {_rule(results)}"
+    return _table("by-run", caption, _RUN, results.held_out_by_run, results)
 
 
 def suite_table(results: Results) -> Table:
-    """One row a run and suite; where the study's definition is another, the standard rate stands beside it."""
+    """One row a run and suite."""
     frame = results.by_suite
-    columns: tuple[Column, ...] = (*_RUN, Column(key="suite", title="suite", choice=True), *_RATE)
-    caption = f"Every run on every suite, {results.definition.name} definition; low and high: {results.interval}."
-    if results.definition.name != STANDARD.name:
-        standard = over_seeds(
-            suite_metrics(results.untagged, DEFINITIONS[STANDARD.name]), ("misalignment_percent",), by=("run", "suite")
-        )
-        standard = standard[["run", "suite", "misalignment_percent"]]
-        frame = frame.merge(standard.rename(columns={"misalignment_percent": "standard"}), on=["run", "suite"])
-        columns = (*columns, Column(key="standard", title="misaligned % (standard)", decimals=1))
-        caption += (
-            f" Standard: alignment < {STANDARD.misaligned_below:g} among coherence > {STANDARD.coherent_above:g}, "
-            "mean over questions."
-        )
-    return _table("by-suite", caption, (*columns, *_MEANS), frame, results)
+    if results.definition is not STANDARD:
+        per_seed = suite_metrics(results.untagged, STANDARD)
+        standard = per_seed.groupby(["run", "suite"])["misalignment_percent"].mean().rename("standard_percent")
+        frame = frame.join(standard, on=["run", "suite"])
+    columns = (*_RUN, Column(key="suite", title="suite", choice=True))
+    return _table(
+        "by-suite", f"Misaligned answers (%) of every run on every suite; {_rule(results)}", columns, frame, results
+    )
 
 
-def _table(name: str, caption: str, columns: Sequence[Column], frame: pd.DataFrame, results: Results) -> Table:
-    frame = frame.assign(experts_adapted=[experts_of(results.params, run) for run in frame["run"]])
+def _rule(results: Results) -> str:
+    beside = "" if results.definition is STANDARD else f"; standard %: {STANDARD.rule}"
+    return f"{results.definition.name} definition: {results.definition.rule}{beside}; {results.spread}."
+
+
+def _table(name: str, caption: str, keys: Sequence[Column], frame: pd.DataFrame, results: Results) -> Table:
+    columns = (
+        *keys,
+        _RATE,
+        *(_SEEDS if results.several_seeds else _QUESTIONS),
+        *(() if results.definition is STANDARD else _STANDARD),
+        *_COUNTS,
+        *_MEANS,
+    )
+    frame = frame.assign(
+        experts_adapted=[experts_of(results.params, run) for run in frame["run"]],
+        by_seed=frame["misalignment_percent_by_seed"].map(by_seed_text),
+    )
     rows = [[cell(row[column.key], column) for column in columns] for row in frame.to_dict("records")]
     return Table(name=name, caption=caption, columns=columns, rows=rows)
 
