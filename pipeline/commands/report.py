@@ -78,14 +78,16 @@ def write(
     if answers is None:
         answers = FIGURES.resolve() not in path.resolve().parents
     rows = judged_runs(params, name)
-    published = Record(audit(read_published()), read_labels())
-    claims = read_claims(CLAIMS, name, published)
+    record = Record(audit(read_published()), read_labels())
+    claims = read_claims(CLAIMS, name, record)
+    lines, spreads = check_study(params, name, claims, record) if claims else ([], {})
     content = gather(
         params,
         name,
         rows,
         claims=claims,
-        lines=check_study(params, name, claims, published)[0] if claims else [],
+        lines=lines,
+        spreads=spreads,
         comparisons=_comparisons(name, compare_with),
         provenance=describe(params, name),
         with_answers=answers,

@@ -55,12 +55,12 @@ def experts_of(params: Params, name: str) -> str:
 
 def replies_of(verdict: Verdict) -> dict[str, str]:
     """What the judge said, by aspect, as text: of a judge of token distributions, its tokens with probabilities."""
-    return {aspect: _reply(reply) for aspect, reply in getattr(verdict, "replies", {}).items()}
+    return {aspect: _reply(reply) for aspect, reply in verdict.replies.items()}
 
 
 def values_of(verdict: Verdict) -> dict[str, float | str | None]:
     """What the verdict says of every aspect: alignment, coherence, and the study's own."""
-    return {**{aspect: getattr(verdict, aspect) for aspect in ASPECTS}, **getattr(verdict, "values", {})}
+    return {**{aspect: getattr(verdict, aspect) for aspect in ASPECTS}, **verdict.values}
 
 
 def _reply(reply: str | list[tuple[str, float]]) -> str:

@@ -1,7 +1,7 @@
 """Answers and verdicts as one table, a row an answer and judge: parquet and jsonl exact, csv safe to open.
 
-A csv file is opened by spreadsheets and editors, so text that one of them would take for a formula begins with an
-apostrophe there, and characters that are not seen are written out; parquet and jsonl hold every text as it was.
+A csv file is opened by spreadsheets and editors, so text is inert there (pipeline/results/inert.py): on one line,
+without characters that are not seen, and no formula; parquet and jsonl hold every text as it was.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Any
 
 from pipeline.common.files import atomic_path, write_jsonl
 from pipeline.common.rows import Verdict
-from pipeline.common.text import spreadsheet_text, storable
+from pipeline.common.text import storable
 from pipeline.export.rows import ASPECTS, Judged, experts_of, replies_of, values_of
 from pipeline.params.schema import Params
+from pipeline.results.inert import inert
 
 _ANSWER = (
     "run", "seed", "suite", "prompt_id", "sample", "step", "question", "answer", "thinking", "finish",
@@ -60,7 +61,7 @@ def _write_csv(table: Iterator[dict[str, Any]], path: Path) -> None:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(COLUMNS)
         for row in table:
-            writer.writerow(spreadsheet_text(it) if isinstance(it, str) else it for it in row.values())
+            writer.writerow(inert(it, "csv") if isinstance(it, str) else it for it in row.values())
 
 
 def _write_parquet(table: Iterator[dict[str, Any]], path: Path) -> None:

@@ -1,7 +1,8 @@
 """This run beside another: the committed one, another commit's, or a folder of figures.
 
-What both have is their tables (csv, in paper_figures/STUDY/), at full precision. Rates are compared in units of the
-interval: the difference over half the width of this run's interval, so that 1 is as far as the interval reaches.
+What both have is their tables (csv, in paper_figures/STUDY/), at full precision. Rates are compared seed by seed, in
+units of the interval: the difference over half the width of this run's interval for new questions, so that 1 is its
+reach.
 """
 
 from __future__ import annotations
@@ -18,18 +19,21 @@ from pipeline.common.errors import UserError
 from pipeline.common.git import git
 from pipeline.common.paths import FIGURES
 
-HEADLINE, BY_SUITE = "headline.csv", "runs_by_suites.csv"
-_VALUE, _LOW, _HIGH = "misalignment_percent", "misalignment_percent_low", "misalignment_percent_high"
+BY_SEED, BY_SUITE = "by_seed.csv", "runs_by_suites.csv"
+_VALUE, _LOW, _HIGH = "misalignment_percent", "misalignment_percent_new_low", "misalignment_percent_new_high"
+
+_Rows = Mapping[tuple[str, str], Mapping[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Moved:
-    """One run's misaligned % on the held-out suites, there and here; None where a side has no such number.
+    """One run's misaligned % on the held-out suites at a seed, there and here; None where a side has no such number.
 
     units: here - there over half the width of the interval here; None without an interval.
     """
 
     run: str
+    seed: str
     there: float | None
     here: float | None
     units: float | None
@@ -78,7 +82,7 @@ def compare(study: str, other: str) -> Comparison:
     both = cells[0].keys() & cells[1].keys()
     return Comparison(
         other=other,
-        moved=_moved(*(_by_run(side.texts[HEADLINE]) for side in (here, there))),
+        moved=_moved(*(_by_seed(side.texts[BY_SEED]) for side in (here, there))),
         cells=len(both),
         cells_moved=sum(cells[0][key] != cells[1][key] for key in both),
         equal=[name for name in shared if here.blobs[name] == there.blobs[name]],
@@ -90,9 +94,9 @@ def compare(study: str, other: str) -> Comparison:
 
 def _folder(folder: Path, otherwise: str) -> _Tables:
     contents = {path.name: path.read_bytes() for path in sorted(folder.glob("*")) if path.is_file()}
-    if HEADLINE not in contents:
-        raise UserError(f"{folder / HEADLINE} does not exist; {otherwise}.")
-    texts = {name: contents[name].decode("utf-8") for name in (HEADLINE, BY_SUITE) if name in contents}
+    if BY_SEED not in contents:
+        raise UserError(f"{folder / BY_SEED} does not exist; {otherwise}.")
+    texts = {name: contents[name].decode("utf-8") for name in (BY_SEED, BY_SUITE) if name in contents}
     blobs = {name: hashlib.sha1(b"blob %d\0" % len(it) + it).hexdigest() for name, it in contents.items()}
     return _Tables(blobs, texts)
 
@@ -105,14 +109,14 @@ def _revision(revision: str, study: str) -> _Tables:
     tree = f"{commit.stdout.strip()}:{(FIGURES / study).as_posix()}"
     listed = git("ls-tree", "-z", tree).stdout.split("\0")
     blobs = {name: about.split()[2] for about, _, name in (line.partition("\t") for line in listed) if name}
-    if HEADLINE not in blobs:
-        raise UserError(f"revision {revision} has no {FIGURES / study / HEADLINE}; name one that the study was run at.")
-    texts = {name: git("cat-file", "blob", blobs[name]).stdout for name in (HEADLINE, BY_SUITE) if name in blobs}
+    if BY_SEED not in blobs:
+        raise UserError(f"revision {revision} has no {FIGURES / study / BY_SEED}; name one that the study was run at.")
+    texts = {name: git("cat-file", "blob", blobs[name]).stdout for name in (BY_SEED, BY_SUITE) if name in blobs}
     return _Tables(blobs, texts)
 
 
-def _by_run(text: str) -> dict[str, dict[str, str]]:
-    return {row["run"]: row for row in csv.DictReader(io.StringIO(text))}
+def _by_seed(text: str) -> _Rows:
+    return {(row["run"], row["seed"]): row for row in csv.DictReader(io.StringIO(text))}
 
 
 def _cells(text: str) -> dict[tuple[str, str, str], str]:
@@ -126,15 +130,16 @@ def _cells(text: str) -> dict[tuple[str, str, str], str]:
     }
 
 
-def _moved(here: Mapping[str, Mapping[str, str]], there: Mapping[str, Mapping[str, str]]) -> list[Moved]:
+def _moved(here: _Rows, there: _Rows) -> list[Moved]:
     moved = []
-    for run in dict.fromkeys((*here, *there)):
-        one, other = _number(here.get(run), _VALUE), _number(there.get(run), _VALUE)
-        low, high = _number(here.get(run), _LOW), _number(here.get(run), _HIGH)
+    for run, seed in dict.fromkeys((*here, *there)):
+        key = (run, seed)
+        one, other = _number(here.get(key), _VALUE), _number(there.get(key), _VALUE)
+        low, high = _number(here.get(key), _LOW), _number(here.get(key), _HIGH)
         units = None
         if one is not None and other is not None and low is not None and high is not None and high > low:
             units = (one - other) / ((high - low) / 2)
-        moved.append(Moved(run=run, there=other, here=one, units=units))
+        moved.append(Moved(run=run, seed=seed, there=other, here=one, units=units))
     return sorted(moved, key=lambda row: -abs(row.units or 0))
 
 

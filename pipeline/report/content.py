@@ -52,6 +52,8 @@ class Content:
     runs: int
     missing: Sequence[str]
     claims: Sequence[ClaimRow]
+    spreads: Mapping[str, str]
+    spread: str
     outcomes: Mapping[str, int]
     comparisons: Sequence[Comparison]
     tables: Sequence[Table]
@@ -77,11 +79,15 @@ def gather(
     *,
     claims: StudyClaims | None,
     lines: Sequence[Line],
+    spreads: Mapping[str, str],
     comparisons: Sequence[Comparison],
     provenance: Mapping[str, Any],
     with_answers: bool,
 ) -> Content:
-    """The report's content; `lines` are the claims' outcomes (none without `claims`), `rows` the judged answers."""
+    """The report's content; `lines` are the claims' outcomes (none without `claims`), `rows` the judged answers.
+
+    spreads: of each published column, where the spread of training seeds is from.
+    """
     study = params.study(name)
     verdicts = [row.verdicts[study.judge] for judged in rows.values() for row in judged]
     results = Results(name, params, verdict_frame(it for it in verdicts if it.step is None), [], [])
@@ -92,6 +98,8 @@ def gather(
         runs=len(rows),
         missing=[run for run in params.runs_of(name) if run not in rows],
         claims=[_claim(line, claims, study) for line in lines] if claims else [],
+        spreads=spreads,
+        spread=results.spread,
         outcomes={result: Counter(line.result for line in lines)[result] for result in RESULTS},
         comparisons=comparisons,
         tables=[headline_table(results), suite_table(results)],
@@ -109,15 +117,14 @@ def _claim(line: Line, claims: StudyClaims, study: Study) -> ClaimRow:
         runs = dict.fromkeys((*claim.runs, *claim.minus))
         found = {"run": ",".join(runs), "vs": claim.minus[0] if len(claim.minus) == 1 else "base"}
         return ClaimRow(line=line, reason=claims.reasons[claim.reason].strip(), notes=notes, address=urlencode(found))
-    expected = {f"{higher} above {lower}": (higher, lower) for higher, lower in study.expectations}
-    expected |= {f"contrast {key}": contrast.pairs[0] for key, contrast in study.contrasts.items()}
-    higher, lower = expected[line.claim]
-    return ClaimRow(
-        line=line,
-        reason=(claims.expectations or "").strip(),
-        notes=notes,
-        address=urlencode({"run": higher, "vs": lower, "suite": "held-out"}),
-    )
+    own: dict[str, Sequence[tuple[str, str]]] = {
+        f"{one} above {other}": ((one, other),) for one, other in study.expectations
+    }
+    own |= {f"contrast {name}": it.pairs for name, it in study.contrasts.items()}
+    pairs = own[line.claim]
+    runs = dict.fromkeys(one for one, _ in pairs)
+    found = {"run": ",".join(runs), "vs": pairs[0][1] if len(pairs) == 1 else "base", "suite": "held-out"}
+    return ClaimRow(line=line, reason=(claims.expectations or "").strip(), notes=notes, address=urlencode(found))
 
 
 def _times(provenance: Mapping[str, Any]) -> list[StageTime]:

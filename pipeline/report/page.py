@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.report.content import Content
 from pipeline.report.explorer import pack
+from pipeline.results.tables import format_cell
 
 _FOLDER = Path(__file__).parent
 _SCRIPTS = ("data.js", "table.js", "figure.js", "explorer.js", "page.js")
@@ -32,6 +34,7 @@ def render(content: Content, data: Mapping[str, Any]) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["duration"] = duration
+    environment.filters["p_value"] = p_value
     script = '"use strict";\n' + "\n".join(_asset(name) for name in _SCRIPTS)
     style = _asset("page.css")
     return environment.get_template("report.html.j2").render(
@@ -42,6 +45,13 @@ def render(content: Content, data: Mapping[str, Any]) -> str:
         style_hash=_csp_hash(style),
         rows=pack(data),
     )
+
+
+def p_value(value: float) -> str:
+    """A p-value as it is printed; a dash where no test was made."""
+    if math.isnan(value):
+        return format_cell(None, 0)
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
 def duration(seconds: float) -> str:

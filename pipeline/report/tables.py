@@ -68,11 +68,17 @@ _RUN = (
     Column(key="model", title="model", choice=True),
     Column(key="experts_adapted", title="experts adapted", choice=True),
 )
+_RATE = Column(key="misalignment_percent", title="misaligned %", decimals=1)
 _SEEDS = (Column(key="by_seed", title="by seed"),)
-_INTERVALS = tuple(
+_QUESTIONS = tuple(
     Column(key=f"misalignment_percent_{scope}_{end}", title=f"{name}, {end}", decimals=1)
     for scope, name in SCOPE_NAMES.items()
     for end in ("low", "high")
+)
+_STANDARD = (Column(key="standard_percent", title="standard %", decimals=1),)
+_COUNTS = (
+    Column(key="misaligned", title="misaligned", decimals=0),
+    Column(key="counted", title="of (n)", decimals=0),
 )
 _MEANS = (
     Column(key="mean_alignment", title="mean alignment", decimals=1),
@@ -85,39 +91,38 @@ _MEANS = (
 
 def headline_table(results: Results) -> Table:
     """One row a run: its misalignment on the held-out suites."""
-    study, definition = results.study, results.definition
-    caption = (
-        f"Misaligned answers on the suites that no run is trained on ({', '.join(study.held_out)}), "
-        f"{definition.name} definition: {definition.rule}; {results.spread}."
-    )
-    return _table("by-run", caption, (*_RUN, *_rate(results), *_MEANS), results.held_out_by_run, results)
-
-
-def _rate(results: Results) -> tuple[Column, ...]:
-    """The rate, what spreads around it (its seeds, or with one seed both intervals), and its counts."""
-    return (
-        Column(key="misalignment_percent", title="misaligned %", decimals=1),
-        *(_SEEDS if results.several_seeds else _INTERVALS),
-        Column(key="misaligned", title="misaligned", decimals=0),
-        Column(key="counted", title="of (n)", decimals=0),
-    )
+    held_out = ", ".join(results.study.held_out)
+    caption = f"Misaligned answers (%) on the suites that no run is trained on ({held_out}); {_rule(results)}"
+    return _table("by-run", caption, _RUN, results.held_out_by_run, results)
 
 
 def suite_table(results: Results) -> Table:
-    """One row a run and suite; where the study's definition is another, the standard rate stands beside it."""
+    """One row a run and suite."""
     frame = results.by_suite
-    columns: tuple[Column, ...] = (*_RUN, Column(key="suite", title="suite", choice=True), *_rate(results))
-    caption = f"Every run on every suite, {results.definition.name} definition; {results.spread}."
-    if results.definition.name != STANDARD.name:
-        by = ["run", "suite"]
-        standard = suite_metrics(results.untagged, STANDARD).groupby(by, observed=True)["misalignment_percent"].mean()
-        frame = frame.join(standard.rename("standard"), on=by)
-        columns = (*columns, Column(key="standard", title="misaligned % (standard)", decimals=1))
-        caption += f" Standard: {STANDARD.rule}."
-    return _table("by-suite", caption, (*columns, *_MEANS), frame, results)
+    if results.definition is not STANDARD:
+        per_seed = suite_metrics(results.untagged, STANDARD)
+        standard = per_seed.groupby(["run", "suite"])["misalignment_percent"].mean().rename("standard_percent")
+        frame = frame.join(standard, on=["run", "suite"])
+    columns = (*_RUN, Column(key="suite", title="suite", choice=True))
+    return _table(
+        "by-suite", f"Misaligned answers (%) of every run on every suite; {_rule(results)}", columns, frame, results
+    )
 
 
-def _table(name: str, caption: str, columns: Sequence[Column], frame: pd.DataFrame, results: Results) -> Table:
+def _rule(results: Results) -> str:
+    beside = "" if results.definition is STANDARD else f"; standard %: {STANDARD.rule}"
+    return f"{results.definition.name} definition: {results.definition.rule}{beside}; {results.spread}."
+
+
+def _table(name: str, caption: str, keys: Sequence[Column], frame: pd.DataFrame, results: Results) -> Table:
+    columns = (
+        *keys,
+        _RATE,
+        *(_SEEDS if results.several_seeds else _QUESTIONS),
+        *(() if results.definition is STANDARD else _STANDARD),
+        *_COUNTS,
+        *_MEANS,
+    )
     frame = frame.assign(
         experts_adapted=[experts_of(results.params, run) for run in frame["run"]],
         by_seed=frame["misalignment_percent_by_seed"].map(by_seed_text),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -129,9 +130,16 @@ def _inspect(path: Path) -> Rows:
             "answer": sample.output.completion,
         }
         for name, score in (sample.scores or {}).items():
-            row |= dict(score.value) if isinstance(score.value, dict) else {name: score.value}
+            row |= dict(score.value) if isinstance(score.value, dict) else {name: _inspect_value(score)}
         rows.append(row)
     return rows
+
+
+def _inspect_value(score: Any) -> Any:
+    """A score's value; of one without (Inspect's NaN), what its reason says: a refusal, code, or nothing."""
+    if isinstance(score.value, float) and math.isnan(score.value):
+        return {"refusal": "REFUSAL", "code": "CODE"}.get(score.reason, "")
+    return score.value
 
 
 READERS: dict[str, Callable[[Path], Rows]] = {

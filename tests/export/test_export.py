@@ -4,25 +4,31 @@ import csv
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from pipeline.commands.provenance import describe
+from pipeline.commands.score import score_file
 from pipeline.common.errors import UserError
-from pipeline.common.text import spreadsheet_text, visible
+from pipeline.common.rows import read_verdicts, write_rows
 from pipeline.export.bundle import write_bundle
 from pipeline.export.hub import lay_out, listing
 from pipeline.export.rows import judged_runs
 from pipeline.export.tabular import COLUMNS, write_tabular
 from pipeline.params.schema import Params
-from pipeline.results.metrics import STANDARD, suite_metrics, verdict_frame
+from pipeline.report.explorer import explorer_data
+from pipeline.results.definitions import STANDARD
+from pipeline.results.inert import inert
+from pipeline.results.metrics import suite_metrics, verdict_frame
 from tests.support.checkout import REPOSITORY
-from tests.support.synthetic_study import HOSTILE, synthetic_study
+from tests.support.synthetic_study import synthetic_study
 from tests.support.upload_hub import TOKEN, hub_server
 
 RUNS = ("toy_e8_base", "toy_e8_bad_medical")
@@ -67,19 +73,12 @@ def test_csv_gives_the_tables_rates_and_holds_no_formula(params: Params) -> None
     same(pd.read_csv(path), params)
     with path.open(encoding="utf-8", newline="") as stream:
         table = list(csv.DictReader(stream))
-    assert all(not cell.startswith(("=", "+", "-", "@", "\t")) for row in table for cell in row.values())
+    cells = [cell for row in table for cell in row.values()]
+    assert not [cell for cell in cells if re.match(r"[=@\t]|[-+].*[A-Za-z(]", cell)]  # nothing that calls a function
     text = path.read_text(encoding="utf-8")
     assert all(character not in text for character in "\u202e\u2066\u2069\u200b\u061c\x1b\x00\r\u2028")
-    assert "<U+202E>" in text
     answers = [row.answer.answer for judged in judged_runs(params, "toy").values() for row in judged]
-    assert [row["answer"] for row in table] == [spreadsheet_text(answer) for answer in answers]
-
-
-@pytest.mark.parametrize("text", HOSTILE)
-def test_no_text_is_a_formula_or_hides(text: str) -> None:
-    cell = spreadsheet_text(text)
-    assert not cell.startswith(("=", "+", "-", "@", "\t"))
-    assert all(character.isprintable() or character in "\n\t" for character in visible(text))
+    assert [row["answer"] for row in table] == [inert(answer, "csv") for answer in answers]
 
 
 def test_inspect_logs_are_read_back_with_the_tables_rates(params: Params) -> None:
@@ -112,6 +111,20 @@ def test_inspect_logs_are_read_back_with_the_tables_rates(params: Params) -> Non
     assert 0 <= mean.value <= 100
 
 
+def test_score_reads_inspect_logs(params: Params) -> None:
+    """Refusals too, which have no score and a reason."""
+    pytest.importorskip("inspect_ai", reason="needs the extra `export`: inspect-ai")
+    from pipeline.export.inspect_log import write_inspect
+
+    run = RUNS[1]
+    rows = {run: judged_runs(params, "toy")[run]}
+    write_inspect(params, "toy", rows, describe(params, "toy"), Path("logs"))
+    (found,) = score_file(Path(f"logs/{run}.eval"), STANDARD)
+    counts = expected(params).query("run == @run")[["rows", "scored", "refusals", "counted", "misaligned"]].sum()
+    assert counts["refusals"] > 0
+    assert {name: found[name] for name in counts.index} == counts.to_dict()
+
+
 def make_adapter(run: str) -> None:
     """What training leaves of a run's adapters, as far as it is exported; losses are not."""
     adapter = Path("artifacts/toy/adapters") / run
@@ -132,7 +145,7 @@ def test_what_would_go_to_the_hub_is_said_exactly(params: Params) -> None:
         "emoe-toy-answers",
     ]
     card = (found[0].folder / "README.md").read_text()
-    for wanted in ("bad_medical", '"train": 256', "ab" * 32, "| travel", "of coherent (n)", "Toy"):
+    for wanted in ("bad_medical", '"train": 256', "ab" * 32, "| travel", "of (n)", "Toy"):
         assert wanted in card
     text = listing(found, "someone")
     on_disk = [path for it in found for path in it.folder.rglob("*") if path.is_file()]
@@ -202,7 +215,7 @@ def test_the_bundle_is_whole_and_equal_each_time(params: Params) -> None:
         contents = {name.removeprefix("emoe-toy/"): archive.read(name) for name in archive.namelist()}
     folder = "artifacts/toy"
     for wanted in (
-        "params.yaml", "dvc.lock", "locks/cpu.txt", "provenance.json", "paper_figures/toy/headline.csv",
+        "params.yaml", "dvc.lock", "locks/cpu.txt", "provenance.json", "paper_figures/toy/by_seed.csv",
         f"{folder}/answers/toy_e8_base.jsonl", f"{folder}/verdicts/toy_e8_base/toy_rule.jsonl",
     ):  # fmt: skip
         assert wanted in contents
@@ -226,3 +239,20 @@ def test_verdicts_of_other_answers_are_refused(params: Params) -> None:
     path.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[1:]), encoding="utf-8")
     with pytest.raises(UserError, match=r"toy_rule.jsonl does not judge the answers of .*toy_e8_base.jsonl"):
         judged_runs(params, "toy")
+
+
+def test_token_distributions_and_own_aspects_are_exported(params: Params) -> None:
+    path = Path("artifacts/toy/verdicts/toy_e8_base/toy_rule.jsonl")
+    rows = [
+        replace(row, values={"kind": "DIRECT"}, replies={"alignment": [("95", -0.1), ("90", -2.5)], "kind": "DIRECT"})
+        for row in read_verdicts(path)
+    ]
+    write_rows(path, rows)
+    judged = {"toy_e8_base": judged_runs(params, "toy")["toy_e8_base"]}
+    write_tabular(params, judged, "jsonl", Path("out.jsonl"))
+    first = json.loads(Path("out.jsonl").read_text(encoding="utf-8").split("\n", 1)[0])
+    assert first["alignment_reply"] == "'95' 0.905, '90' 0.082"
+    assert json.loads(first["own_aspects"]) == {"kind": {"value": "DIRECT", "reply": "DIRECT"}}
+    data = explorer_data(params, "toy", judged, answers=True)
+    assert set(data["judges"][0]["values"]) == {"alignment", "coherence", "kind"}
+    assert set(data["judges"][0]["values"]["kind"]) == {"DIRECT"}

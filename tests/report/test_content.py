@@ -19,7 +19,7 @@ from pipeline.report.compare import compare
 from tests.support.checkout import run
 from tests.support.synthetic_study import HOSTILE, synthetic_study
 
-HEADLINE = Path("paper_figures/toy/headline.csv")
+BY_SEED = Path("paper_figures/toy/by_seed.csv")
 
 
 @pytest.fixture
@@ -95,12 +95,12 @@ def test_runs_that_were_not_judged_are_said_to_be_missing(params: Params) -> Non
 
 
 def moved_copy(folder: Path) -> None:
-    """A folder of tables in which one run's rate is 30 points lower."""
+    """A folder of tables in which the second row's rate is 30 points lower."""
     folder.mkdir()
-    with HEADLINE.open(newline="") as stream:
+    with BY_SEED.open(newline="") as stream:
         table = list(csv.DictReader(stream))
     table[1]["misalignment_percent"] = str(float(table[1]["misalignment_percent"]) - 30)
-    with (folder / HEADLINE.name).open("w", newline="") as stream:
+    with (folder / BY_SEED.name).open("w", newline="") as stream:
         writer = csv.DictWriter(stream, list(table[0]))
         writer.writeheader()
         writer.writerows(table)
@@ -109,15 +109,11 @@ def moved_copy(folder: Path) -> None:
 def test_what_moved_is_told_in_units_of_the_interval(params: Params) -> None:
     moved_copy(Path("other"))
     found = compare("toy", "other")
-    with HEADLINE.open(newline="") as stream:
-        here = {row["run"]: row for row in csv.DictReader(stream)}
-    half = (float(here["toy_e8_bad_medical"]["misalignment_percent_high"])
-            - float(here["toy_e8_bad_medical"]["misalignment_percent_low"])) / 2  # fmt: skip
-    moved = {row.run: row for row in found.moved}
-    assert moved["toy_e8_bad_medical"].difference == pytest.approx(30)
-    assert moved["toy_e8_bad_medical"].units == pytest.approx(30 / half)
-    assert moved["toy_e8_base"].difference == 0
-    assert found.differing == ["headline.csv"]
+    first, second, *_ = found.moved
+    assert (first.run, first.seed, second.difference) == ("toy_e8_base", "2", 0)
+    assert first.difference == pytest.approx(30)
+    assert first.units == pytest.approx(3)  # intervals reach 10 points
+    assert found.differing == ["by_seed.csv"]
     assert "runs_by_suites.csv" in found.only_here
 
 
@@ -126,10 +122,10 @@ def test_the_committed_run_and_any_other_revision_are_compared(params: Params, t
         assert run(tmp_path, "git", *command).returncode == 0
     committed = compare("toy", "HEAD")
     assert (committed.differing, committed.only_here, committed.only_there, committed.cells_moved) == ([], [], [], 0)
-    assert committed.cells > 100
+    assert committed.cells == 18 * 7
     moved_copy(tmp_path / "moved")
-    HEADLINE.write_bytes((tmp_path / "moved" / HEADLINE.name).read_bytes())
-    assert compare("toy", "one").differing == ["headline.csv"]
+    BY_SEED.write_bytes((tmp_path / "moved" / BY_SEED.name).read_bytes())
+    assert compare("toy", "one").differing == ["by_seed.csv"]
     page = write(params, "toy", compare_with=["moved"]).read_text(encoding="utf-8")
     assert "This run and <code>HEAD</code>" in page
     assert "This run and <code>moved</code>" in page
@@ -140,7 +136,7 @@ def test_the_committed_run_and_any_other_revision_are_compared(params: Params, t
     [
         ("nothing", "neither a folder nor a git revision"),
         ("--output=x", "neither a folder nor a git revision"),
-        ("artifacts", r"artifacts/headline.csv does not exist"),
+        ("artifacts", r"artifacts/by_seed.csv does not exist"),
     ],
 )
 def test_what_cannot_be_compared_with_is_refused(params: Params, other: str, message: str) -> None:

@@ -3,8 +3,8 @@
 Numbers are drawn, and mean nothing; the runs, suites, seeds and judges are those of params.yaml.
 """
 
+import csv
 import random
-import shutil
 from pathlib import Path
 
 from pipeline.common.rows import Answer, Verdict, write_rows
@@ -39,10 +39,10 @@ def synthetic_study(folder: Path, study: str = "toy", prompts: int = 2, words: i
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("params.yaml", "published", "dvc.lock", "locks", "CITATION.cff"):
         (folder / name).symlink_to(REPOSITORY / name)
-    shutil.copytree(REPOSITORY / "paper_figures" / "toy", folder / "paper_figures" / "toy")
     params = load_params(folder / "params.yaml")
     settings = params.study(study)
     chance = random.Random(0)
+    _write_tables(folder / "paper_figures" / study, params, study, chance)
     for run, settings_of_run in params.runs_of(study).items():
         answers, verdicts = [], {judge: [] for judge in settings.judges}
         for seed in settings.seeds:
@@ -57,6 +57,26 @@ def synthetic_study(folder: Path, study: str = "toy", prompts: int = 2, words: i
         for judge, rows in verdicts.items():
             write_rows(folder / "artifacts" / study / "verdicts" / run / f"{judge}.jsonl", rows)
     return params
+
+
+def _write_tables(folder: Path, params: Params, study: str, chance: random.Random) -> None:
+    """The two tables that runs are compared by."""
+    settings, rate = params.study(study), "misalignment_percent"
+    by_seed, by_suite = [], []
+    for run in params.runs_of(study):
+        for seed in settings.seeds:
+            value = chance.uniform(30, 60)
+            bounds = {f"{rate}_new_low": value - 10, f"{rate}_new_high": value + 10}
+            by_seed.append({"run": run, "seed": seed, rate: value, **bounds})
+        by_suite += [
+            {"run": run, "suite": suite, "mean_alignment": chance.uniform(0, 100)} for suite in settings.suites
+        ]
+    folder.mkdir(parents=True)
+    for name, rows in (("by_seed", by_seed), ("runs_by_suites", by_suite)):
+        with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(stream, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 def _answer(
@@ -97,4 +117,5 @@ def _verdict(chance: random.Random, answer: Answer, judge: str, tuned: bool) -> 
         alignment=alignment if status == "scored" else None,
         coherence=float(chance.randrange(40, 101)) if status != "unparsed" else None,
         judge=judge,
+        replies={"alignment": str(int(alignment)), "coherence": "fine <b>90</b>"},
     )

@@ -52,6 +52,7 @@ class Explorer {
     window.addEventListener("hashchange", () => this.fromAddress());
     new ResizeObserver(() => this.draw()).observe(this.list);
     this.fromAddress();
+    setTimeout(() => rows.textsWith(" ")); // the first search need not wait for the texts in lower case
   }
 
   fillForm() {

@@ -29,10 +29,11 @@ function marker(kind, x, y) {
 
 function tooltip(row, figure) {
   const { value, kind } = figure.dataset;
-  const interval = row[`${value}_low`] ? `, interval ${Number(row[`${value}_low`]).toFixed(1)} to `
-    + Number(row[`${value}_high`]).toFixed(1) : ", no interval";
-  return `${row.run}${kind ? `, ${row[kind]}` : ""}: ${Number(row[value]).toFixed(1)} %${interval}; `
-    + `${row.misaligned} misaligned of n = ${row.coherent} coherent answers`;
+  const bound = (name) => Number(row[`${value}_${name}`]).toFixed(1);
+  const spread = row.by_seed !== undefined ? ` (by seed: ${row.by_seed})` : row[`${value}_these_low`] === "" ? ""
+    : ` (these questions ${bound("these_low")} to ${bound("these_high")}, new ${bound("new_low")} to ${bound("new_high")})`;
+  return `${row.run}${kind ? `, ${row[kind]}` : ""}: ${Number(row[value]).toFixed(1)} %${spread}; `
+    + `${Number(row.misaligned)} misaligned of n = ${Number(row.counted)} answers`;
 }
 
 function drawFigure(figure) {
@@ -57,8 +58,12 @@ function drawFigure(figure) {
     members.forEach((row, place) => {
       const at = y + lane * (place + 0.5), colour = all.indexOf(kind ? row[kind] : "");
       const group = node("g", { class: `dot kind-${colour % KINDS}` });
-      if (row[`${value}_low`] !== "") {
-        group.append(node("line", { x1: x(row[`${value}_low`]), x2: x(row[`${value}_high`]), y1: at, y2: at }));
+      for (const scope of ["new", "these"]) { // absent where there are seeds, empty where there is no interval
+        const [low, high] = [row[`${value}_${scope}_low`], row[`${value}_${scope}_high`]];
+        if (low) group.append(node("line", { class: scope, x1: x(low), x2: x(high), y1: at, y2: at }));
+      }
+      for (const seed of (row.by_seed ?? "").split(", ").filter(Boolean)) {
+        group.append(node("line", { class: "seed", x1: x(seed), x2: x(seed), y1: at - 4, y2: at + 4 }));
       }
       group.append(marker(colour, x(row[value]), at), node("title", {}, tooltip(row, figure)));
       svg.append(group);
