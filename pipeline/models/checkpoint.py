@@ -64,6 +64,10 @@ class Checkpoint:
         """`tensor[index]`, the rest left on disk. Raises UserError as `tensor` does."""
         return self._checked(name, shape, self._handle(name).get_slice(self._prefix + name)[index])
 
+    def skip(self, prefix: str) -> None:
+        """Count every tensor whose name begins with `prefix` as read."""
+        self._read.update(name for name in self.names() if name.startswith(prefix))
+
     def unread(self) -> Iterator[str]:
         """Names of tensors that nothing asked for."""
         return (name for name in sorted(self._handles) if name not in self._read)

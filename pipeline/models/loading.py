@@ -13,10 +13,13 @@ import torch
 from torch import nn
 
 from pipeline.common.errors import UserError
+from pipeline.common.paths import CACHE
 from pipeline.models.anatomy import Anatomy, Source
+from pipeline.models.bases import Base
 from pipeline.models.checkpoint import Checkpoint, checkpoint_folder
 from pipeline.models.experts.build import Form, fused_layer, linear_4bit, quantised, unfused_layer
-from pipeline.models.experts.offload import ExpertRing
+from pipeline.models.experts.cache import PackedCache
+from pipeline.models.experts.offload import LayerRing, keep_on_host, spread
 from pipeline.models.experts.unfused import mark_rebuilt
 from pipeline.models.families.registry import anatomy_of, language_model
 from pipeline.models.report import assert_quantised
@@ -25,6 +28,8 @@ Experts = Literal["fused", "unfused"]
 HEAD = "lm_head"
 # Memory that was freed is reused whatever its size, and pinned layers are not rounded up to powers of two.
 ALLOCATOR = "expandable_segments:True,pinned_max_round_threshold_mb:1"
+# Where experts in NF4 are kept, and more layers than any model has.
+PACKED, ALL = CACHE / "nf4", 10**6
 
 
 def load_base(
@@ -34,15 +39,17 @@ def load_base(
     experts: Experts = "fused",
     dtype: torch.dtype,
     quantise: bool = False,
-    offload: bool = False,
+    offloaded: int = 0,
     device: torch.device | str | None = None,
+    packed: PackedCache | None = None,
 ) -> Any:
     """A causal language model in eval mode with every parameter frozen.
 
     experts: the fast path or the reference path. quantise: NF4 with double quantisation of every linear layer
-    but the output head, experts included; routers, norms and embeddings stay in `dtype`. offload: quantised
-    fused experts stay in (pinned) host memory and are copied a layer ahead. device: a GPU where there is one,
-    unless given. Raises UserError for a checkpoint that is missing, damaged, of another shape or of an
+    but the output head, experts included; routers, norms and embeddings stay in `dtype`. offloaded: so many layers
+    (ALL: each) stay in page-locked host memory and are copied a layer ahead: their quantised fused experts, or an
+    unquantised dense model's linear layers. device: a GPU where there is one, unless given. packed: where quantised
+    fused experts are kept. Raises UserError for a checkpoint that is missing, damaged, of another shape or of an
     unknown family.
     """
     from transformers import AutoConfig, GenerationConfig
@@ -53,7 +60,16 @@ def load_base(
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}/config.json cannot be used: {str(error).splitlines()[0]}") from error
     with Checkpoint(folder) as source:
-        model = build(config, source, experts=experts, dtype=dtype, quantise=quantise, offload=offload, device=device)
+        model = build(
+            config,
+            source,
+            experts=experts,
+            dtype=dtype,
+            quantise=quantise,
+            offloaded=offloaded,
+            device=device,
+            packed=packed,
+        )
         left = [name for name in source.unread() if not name.endswith("rotary_emb.inv_freq")]
         # Tied checkpoints may still hold the copy that is not used.
         if set(left) - ({"lm_head.weight"} if config.tie_word_embeddings else set()):
@@ -70,21 +86,21 @@ def build(
     experts: Experts,
     dtype: torch.dtype,
     quantise: bool = False,
-    offload: bool = False,
+    offloaded: int = 0,
     device: torch.device | str | None = None,
+    packed: PackedCache | None = None,
 ) -> Any:
     """The model of `config` with its tensors from `source`; arguments as for `load_base`."""
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
-    if offload and not (quantise and experts == "fused"):
-        raise UserError("expert offload is for quantised, fused experts: set quantise and experts to match.")
     anatomy = anatomy_of(config)
+    if offloaded and (anatomy.dense == quantise or experts == "unfused"):
+        raise UserError("layers are kept in host memory of quantised, fused experts, or of an unquantised dense model.")
     form = Form(
         dtype=dtype,
         device=torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")),
         quantise=quantise,
-        offload=offload,
     )
     # A checkpoint's own quantisation (gpt-oss: MXFP4) is undone while reading.
     if hasattr(config, "quantization_config"):
@@ -93,13 +109,19 @@ def build(
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
         for layer in anatomy.moe_layers:
             model.get_submodule(anatomy.block_path(layer)).experts = nn.Identity()
-    _fill_rest(model, anatomy, source, form)
-    build_layer = fused_layer if experts == "fused" else unfused_layer
-    layers: list[Any] = [build_layer(config, source, layer, form) for layer in anatomy.moe_layers]
-    for layer, block in zip(anatomy.moe_layers, layers, strict=True):
+    on_host = [anatomy.adaptable_layers[place] for place in spread(offloaded, len(anatomy.adaptable_layers))]
+    _fill_rest(model, anatomy, source, form, on_host if anatomy.dense else [])
+    for layer in anatomy.moe_layers:
+        block: Any = (
+            fused_layer(config, source, layer, form, packed, offloaded=layer in on_host)
+            if experts == "fused"
+            else unfused_layer(config, source, layer, form)
+        )
         model.get_submodule(anatomy.block_path(layer)).experts = block
-    if offload:
-        ExpertRing([block.packed for block in layers])
+    if on_host and anatomy.dense:
+        LayerRing(keep_on_host([model.get_submodule(anatomy.layer_path(layer)) for layer in on_host], form.device))
+    elif on_host:
+        LayerRing([model.get_submodule(anatomy.experts_path(layer)).packed for layer in on_host])
     if not anatomy.dense:
         mark_rebuilt(model)
     model.tie_weights()
@@ -109,9 +131,13 @@ def build(
     return model
 
 
-def _fill_rest(model: Any, anatomy: Anatomy, source: Source, form: Form) -> None:
-    """Everything but the experts: attention, routers, norms, embeddings, head."""
+def _fill_rest(model: Any, anatomy: Anatomy, source: Source, form: Form, on_host: list[int]) -> None:
+    """Everything but the experts: attention, routers, norms, embeddings, head.
+
+    on_host: layers whose linear modules are not put on the device.
+    """
     linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    waiting = tuple(f"{anatomy.layer_path(layer)}." for layer in on_host)
     for name, parameter in list(model.named_parameters()):
         saved = anatomy.checkpoint_name(name)
         if name == "lm_head.weight" and model.config.tie_word_embeddings:
@@ -128,7 +154,8 @@ def _fill_rest(model: Any, anatomy: Anatomy, source: Source, form: Form) -> None
             parent, _, child = path.rpartition(".")
             setattr(model.get_submodule(parent), child, linear)
         else:
-            setattr(module, leaf, nn.Parameter(tensor.to(form.device), requires_grad=False))
+            stays = waiting and name.startswith(waiting) and path in linears and leaf == "weight"
+            setattr(module, leaf, nn.Parameter(tensor if stays else tensor.to(form.device), requires_grad=False))
 
 
 def training_device(precision: str) -> torch.device:
@@ -150,7 +177,13 @@ def training_device(precision: str) -> torch.device:
     return device
 
 
-def load_frozen(path: Path, precision: str, device: torch.device, *, offload: bool = False) -> Any:
-    """The base in eval mode, every parameter frozen, in the study's precision."""
+def load_frozen(base: Base, precision: str, device: torch.device, *, offloaded: int = 0) -> Any:
+    """The base in eval mode, every parameter frozen, in the study's precision; `offloaded` as for `load_base`.
+
+    Its experts in NF4 come from this machine's cache, where another run left them.
+    """
     dtype = torch.float32 if precision == "float32" else torch.bfloat16
-    return load_base(path, dtype=dtype, quantise=precision == "nf4", offload=offload, device=device)
+    packed = PackedCache(PACKED, base.hashes, dtype, device) if precision == "nf4" else None
+    return load_base(
+        base.path, dtype=dtype, quantise=precision == "nf4", offloaded=offloaded, device=device, packed=packed
+    )

@@ -7,14 +7,19 @@ from typing import Literal, Protocol
 
 from pipeline.data.prompts import Prompt
 from pipeline.models.bases import Base
+from pipeline.models.spec import AdapterSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """What answers: a base, with an adapter or without, held in the precision that the adapter was trained on."""
+    """What answers: a base, with an adapter or without, held in the precision that the adapter was trained on.
+
+    lora: what the adapter was trained as.
+    """
 
     base: Base
     adapter: Path | None
+    lora: AdapterSpec | None
     precision: Literal["float32", "bfloat16", "nf4"]
 
 
@@ -42,8 +47,16 @@ class Completion:
 
 
 class Backend(Protocol):
-    """Something that completes requests."""
+    """Something that completes requests; it keeps what it loaded for one model as long as the next can use it."""
 
-    def complete(self, batches: Sequence[list[Request]]) -> Iterator[tuple[int, list[Completion]]]:
-        """Each batch's place and its completions, one a request in order; batches as they are finished."""
+    def together(self, model: Model, requests: Sequence[Request]) -> int:
+        """How many of these requests make a batch: completed, and kept, together."""
+        ...
+
+    def version(self, model: Model) -> str:
+        """What completes requests to the model, by name and version: part of the key that answers are kept under."""
+        ...
+
+    def complete(self, model: Model, batches: Sequence[list[Request]]) -> Iterator[tuple[int, list[Completion]]]:
+        """Each batch's place and its completions, one per request in order; batches as they are finished."""
         ...

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipeline.common.errors import UserError
 from pipeline.data.prompts import Prompt
-from pipeline.models.tokenizer import end_tokens, load_tokenizer
+from pipeline.models.tokenizer import end_tokens, load_tokenizer, pad_token
 from pipeline.sampling.backend import Completion
 from pipeline.sampling.thinking import marks_of
 
@@ -23,10 +23,7 @@ class Chat:
         self._marks = marks_of(self._tokenizer)
         self._takes_system = self._template_takes_system()
         self.ends = end_tokens(folder, self._tokenizer)
-        self.pad = next(
-            (token for token in (self._tokenizer.pad_token_id, *sorted(self.ends)) if token is not None),
-            0,
-        )
+        self.pad = pad_token(self._tokenizer)
 
     def messages(self, prompt: Prompt) -> list[dict[str, str]]:
         """The turns as they are asked: the study's system prompt before those that bring none.

@@ -1,11 +1,12 @@
-"""What the engine serves: one checkpoint a run, the adapter merged into the base it was trained on.
+"""What vLLM loads: one checkpoint per run in 16 bits, the adapter merged into the base that it was trained on.
 
-Engines can apply adapters themselves, but not those on experts reliably: wrong, ignored or refused ones have
-been reported (DESIGN.md sections 6 and 7), each family in its own way, and a base served without adapters
-runs through other kernels than one served with. So every adapter is merged, and a base and its fine-tuned
-models are the same kind of checkpoint to the engine.
+The engine can apply adapters itself, but not those on experts reliably (vllm #31534, #41384), and a base without
+adapters runs through other kernels than one with (vllm #42008, #49063). So every adapter is merged, and a base and its
+fine-tuned models are the same kind of checkpoint to the engine.
 
-An adapter that was trained on a base in NF4 belongs to that base's rounded weights. They are what is served,
+Merging rounds: the sum is stored in 16 bits, and of an adapter that changes little most is lost
+(tests/sampling/test_huggingface.py measures it). transformers, which merges nothing, is what `auto` takes for bases in
+4 bits. An adapter that was trained on a base in NF4 belongs to that base's rounded weights, so those are written out
 in 16 bits: of the base alone, and of the base under every adapter.
 """
 
@@ -22,11 +23,11 @@ from pipeline.sampling.backend import Model
 if TYPE_CHECKING:
     import torch
 
-SERVED = CACHE / "served"
+MERGED = CACHE / "merged"
 INDEX = "model.safetensors.index.json"
 
 
-def served_folder(model: Model) -> Path:
+def checkpoint_folder(model: Model) -> Path:
     """Where the model's checkpoint is, or will be: the base's own folder where it can be served as it is."""
     config = read_json(model.base.path / "config.json")
     # Packed weights, or a model that also sees: what is served is neither, with an adapter or without.
@@ -35,10 +36,10 @@ def served_folder(model: Model) -> Path:
         return model.base.path
     adapter = folder_hashes(model.adapter) if model.adapter else None
     made_by = [code_hashes("models", "sampling/merged.py"), library_versions()]
-    return SERVED / sha256_json([dict(model.base.hashes), adapter, model.precision, *made_by])
+    return MERGED / sha256_json([dict(model.base.hashes), adapter, model.precision, *made_by])
 
 
-def write_served(model: Model, folder: Path) -> None:
+def write_checkpoint(model: Model, folder: Path) -> None:
     """Write the model's checkpoint to `folder`, if it is not there. Raises UserError as `merge_adapter` does."""
     # The index is written last.
     if folder == model.base.path or (folder / INDEX).exists():
@@ -49,9 +50,9 @@ def write_served(model: Model, folder: Path) -> None:
     merge_adapter(model.base.path, model.adapter, folder, prepare=prepare)
 
 
-def remove_served(folder: Path) -> None:
+def remove_checkpoint(folder: Path) -> None:
     """Give back the disk of a checkpoint that was written for the engine; never the base's own."""
-    if folder.parent == SERVED:
+    if folder.parent == MERGED:
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+# Logits whose distributions are held at once, in double precision.
+CHOICE = 2**24
+
 
 def request_seed(run: str, seed: int, suite: str, prompt_id: str, sample: int) -> int:
     """A 63-bit seed from a row's key."""
@@ -40,6 +43,10 @@ def choose(scores: torch.Tensor, points: torch.Tensor, temperature: float, top_p
 
     if temperature == 0:
         return scores.argmax(dim=-1)
+    rows = max(1, CHOICE // scores.shape[-1])
+    if len(scores) > rows:
+        parts = zip(scores.split(rows), points.split(rows), strict=True)
+        return torch.cat([choose(some, at, temperature, top_p) for some, at in parts])
     chances = torch.softmax(scores.double() / temperature, dim=-1)
     if top_p < 1:
         ordered, order = chances.sort(dim=-1, descending=True, stable=True)

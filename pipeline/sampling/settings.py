@@ -10,17 +10,20 @@ from pipeline.common.settings import NaturalFloat, Positive, Settings
 class Sampling(Settings):
     """How answers are drawn.
 
-    `system` is put before prompts that bring no system prompt of their own. batch: prompts at once in the
-    transformers backend. tensor_parallel, data_parallel: GPUs a copy of the model is split over, and copies.
+    backend: transformers holds the base in the precision it was trained in, adapters as trained; vllm serves 16-bit
+    checkpoints; auto is vllm for dense 16-bit bases that fit one GPU where vllm is installed, else transformers.
+    `system` is put before prompts that bring no system prompt of their own. batch: how many answers transformers
+    samples at once, at most; null: as many as fit. tensor_parallel, data_parallel: GPUs that a copy of the model is
+    split over in vllm, and copies.
     """
 
-    backend: Literal["transformers", "vllm"]
+    backend: Literal["auto", "transformers", "vllm"]
     system: str | None
     samples_per_prompt: Positive
     temperature: NaturalFloat
     top_p: Annotated[float, Field(gt=0, le=1)]
     max_new_tokens: Positive
-    batch: Positive
+    batch: Positive | None
     tensor_parallel: Positive
     data_parallel: Positive
 

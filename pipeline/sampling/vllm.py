@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import UserError
+from pipeline.common.files import read_json
 from pipeline.common.processes import Alone, call_alone, send
-from pipeline.data.prompts import Prompt
 from pipeline.sampling import canary
 from pipeline.sampling.backend import Completion, Model, Request
 from pipeline.sampling.chat import Chat
-from pipeline.sampling.merged import remove_served, served_folder, write_served
+from pipeline.sampling.merged import checkpoint_folder, remove_checkpoint, write_checkpoint
 from pipeline.sampling.settings import Sampling
 
 # vLLM's own default, of which weights, activations and the KV cache must make do.
@@ -54,46 +54,55 @@ def engine_version() -> str:
 
 
 class VLLM:
-    """Engines that complete chats; started when they are first asked, ended when all is answered."""
+    """Engines that complete chats; started for a model when it is asked, ended when all is answered."""
 
-    def __init__(self, model: Model, settings: Sampling, prompts: Sequence[Prompt]) -> None:
-        self._model, self._settings = model, settings
-        self._chat = Chat(model.base.path, settings.system)
-        self._prompts = [self._chat.tokens(prompt) for prompt in dict.fromkeys(prompts)]
+    def __init__(self, settings: Sampling) -> None:
+        self._settings = settings
 
-    def complete(self, batches: Sequence[list[Request]]) -> Iterator[tuple[int, list[Completion]]]:
+    def together(self, model: Model, requests: Sequence[Request]) -> int:
+        """One: an engine batches by itself, and each of its answers is kept as it comes."""
+        return 1
+
+    def version(self, model: Model) -> str:
+        """The installed engine's name and version. Raises UserError where there is none."""
+        return engine_version()
+
+    def complete(self, model: Model, batches: Sequence[list[Request]]) -> Iterator[tuple[int, list[Completion]]]:
         """Each batch's place and its completions, as they are finished."""
-        settings = self._settings
+        settings, chat = self._settings, Chat(model.base.path, self._settings.system)
+        asked = dict.fromkeys(request.prompt for batch in batches for request in batch)
+        prompts = [chat.tokens(prompt) for prompt in asked]
         devices = split_devices(settings.tensor_parallel, settings.data_parallel)
-        probes = canary.choose_prompts(self._prompts)
-        checkpoint = served_folder(self._model)
-        room = max(map(len, self._prompts)) + max(settings.max_new_tokens, canary.LENGTH)
-        dtype = "float32" if self._model.precision == "float32" else "bfloat16"
+        probes = canary.choose_prompts(prompts)
+        checkpoint = checkpoint_folder(model)
+        room = max(map(len, prompts)) + max(settings.max_new_tokens, canary.LENGTH)
+        dtype = "float32" if model.precision == "float32" else "bfloat16"
         engines: list[Alone] = []
         try:
             try:
                 parallel = settings.tensor_parallel
-                expected = call_alone(prepare, self._model, checkpoint, probes, self._chat.pad, parallel)
+                expected = call_alone(prepare, model, checkpoint, probes, chat.pad, parallel)
                 for visible in devices:
                     engines.append(Alone(serve, checkpoint, dtype, parallel, room, visible))
                 for engine in engines:
                     engine.receive()
             finally:
                 # The engines hold the weights now, or never will: up to 90 GB are given back before the long part.
-                remove_served(checkpoint)
-            if expected is not None:
-                greedy = Decoding(temperature=0.0, top_p=1.0, length=canary.LENGTH, ends=(), seed=None)
-                for engine in engines:
-                    served = dict(ask([engine], [(prompt, greedy) for prompt in probes]))
-                    tokens = [served[place] for place in range(len(probes))]
-                    print(canary.check(expected, tokens, self._model.precision), file=sys.stderr)
-            yield from self._sample(engines, batches)
+                remove_checkpoint(checkpoint)
+            greedy = Decoding(temperature=0.0, top_p=1.0, length=canary.LENGTH, ends=(), seed=None)
+            for engine in engines:
+                answers = dict(ask([engine], [(prompt, greedy) for prompt in probes]))
+                tokens = [answers[place] for place in range(len(probes))]
+                print(canary.check(expected, tokens, model.precision), file=sys.stderr)
+            yield from self._sample(engines, chat, batches)
         finally:
             for engine in engines:
                 engine.end()
 
-    def _sample(self, engines: list[Alone], batches: Sequence[list[Request]]) -> Iterator[tuple[int, list[Completion]]]:
-        settings, chat = self._settings, self._chat
+    def _sample(
+        self, engines: list[Alone], chat: Chat, batches: Sequence[list[Request]]
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        settings = self._settings
         owners = [(place, request) for place, batch in enumerate(batches) for request in batch]
         jobs = [
             (
@@ -119,8 +128,8 @@ class VLLM:
 
 def prepare(
     model: Model, checkpoint: Path, probes: list[list[int]], pad: int, tensor_parallel: int
-) -> canary.Reference | None:
-    """Write what is to be served, and return what transformers answers to the probes where there is an adapter.
+) -> canary.Reference:
+    """Write what is to be served, and return what transformers answers to the probes.
 
     Called in a process that is gone, GPU memory and all, before an engine starts. Raises UserError at once where
     the base alone is too large to be served.
@@ -129,10 +138,8 @@ def prepare(
 
     if torch.cuda.is_available():
         check_memory(model.base.path, tensor_parallel, torch.cuda.get_device_properties(0).total_memory)
-    expected = None
-    if model.adapter is not None:
-        expected = canary.reference(model.base.path, model.adapter, model.precision, probes, pad)
-    write_served(model, checkpoint)
+    expected = canary.reference(model, probes, pad)
+    write_checkpoint(model, checkpoint)
     return expected
 
 
@@ -229,10 +236,20 @@ def serve(
 def check_memory(checkpoint: Path, tensor_parallel: int, gpu_bytes: int) -> None:
     """Raise UserError, with the numbers, when the weights alone do not fit into the GPUs of a copy."""
     weights = sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
-    if weights > MEMORY_SHARE * gpu_bytes * tensor_parallel:
-        raise UserError(
-            f"{checkpoint} has {weights / GIB:.1f} GiB of weights; {tensor_parallel} GPUs of {gpu_bytes / GIB:.1f} GiB "
-            f"have room for {MEMORY_SHARE * gpu_bytes * tensor_parallel / GIB:.1f}. Set sampling.tensor_parallel to "
-            f"{-(-weights // int(MEMORY_SHARE * gpu_bytes))} or more, or sampling.backend to transformers, which keeps "
-            "the base in 4 bits."
-        )
+    room = MEMORY_SHARE * gpu_bytes
+    if weights <= room * tensor_parallel:
+        return
+    heads = attention_heads(checkpoint)
+    enough = next((count for count in range(2, heads + 1) if heads % count == 0 and weights <= room * count), None)
+    more = f"Set sampling.tensor_parallel to {enough} or more (what divides {heads} heads), or" if enough else "Set"
+    raise UserError(
+        f"{checkpoint} has {weights / GIB:.1f} GiB of weights; {tensor_parallel} GPUs of {gpu_bytes / GIB:.1f} GiB "
+        f"have room for {room * tensor_parallel / GIB:.1f}. {more} sampling.backend to transformers, which keeps the "
+        "base in 4 bits and layers in host memory."
+    )
+
+
+def attention_heads(checkpoint: Path) -> int:
+    """How many query heads a checkpoint's language model has: what tensor parallelism has to divide."""
+    config = read_json(checkpoint / "config.json")
+    return int(config.get("text_config", config)["num_attention_heads"])

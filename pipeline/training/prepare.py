@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from pipeline.models.adapters import attach, continue_adapter
-from pipeline.models.loading import load_frozen
+from pipeline.models.loading import ALL, load_frozen
 from pipeline.models.report import LoadReport, load_report
 from pipeline.models.tokenizer import pad_token
 from pipeline.training.plan import Batching
@@ -33,7 +33,7 @@ def prepare_model(task: FineTuning, plan: Batching, device: torch.device, tokeni
     if task.lora is None:
         model = load_trainable(task.start or task.base.path, device)
         return Prepared(model=model, loaded=load_report(model))
-    model = load_frozen(task.base.path, task.settings.precision, device, offload=plan.offload)
+    model = load_frozen(task.base, task.settings.precision, device, offloaded=ALL if plan.offload else 0)
     loaded = load_report(model)
     if task.start is not None:
         return Prepared(model=continue_adapter(model, task.start, base=task.base), loaded=loaded)

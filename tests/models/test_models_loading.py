@@ -22,7 +22,7 @@ from pipeline.common.errors import UserError
 from pipeline.models.adapters import adapter_tensors, attach, load_adapter, save_adapter
 from pipeline.models.experts.stacks import PackedExperts, release_buffers
 from pipeline.models.families.registry import anatomy_of
-from pipeline.models.loading import load_base
+from pipeline.models.loading import ALL, load_base
 from pipeline.models.merge import merge_adapter
 from pipeline.models.report import assert_quantised, load_report
 from pipeline.models.spec import AdapterSpec
@@ -141,7 +141,7 @@ def test_the_paths_agree_in_4_bits_forward_and_backward(
     spec = AdapterSpec(rank=4, alpha=8, experts=(0, 3), attention=True)
     results = []
     for experts in ("unfused", "fused"):
-        base = load(checkpoints[family], experts, quantise=True, offload=offload and experts == "fused")
+        base = load(checkpoints[family], experts, quantise=True, offloaded=ALL if offload and experts == "fused" else 0)
         model = attach(base, spec, seed=0)
         for name, tensor in adapter_tensors(model).items():
             if "lora_B" in name:
@@ -173,13 +173,19 @@ def test_offloaded_layers_are_fetched_a_layer_ahead(checkpoints: dict[str, Path]
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     resident = load(tmp_path, quantise=True)
-    model = load(tmp_path, quantise=True, offload=True)
+    model = load(tmp_path, quantise=True, offloaded=ALL)
     ring = model.get_submodule("model.layers.0.mlp.experts").packed.fetch.func.__self__
     ids = tokens()
     for _ in range(3):
         assert torch.equal(model(ids).logits, resident(ids).logits)
     assert load_report(model).host_bytes == load_report(resident).host_bytes
     assert all(len(buffer) == ring.layers[0].size for buffer in ring.buffers)
+    ring.waits = 0
+    with torch.inference_mode():
+        for _ in range(3):
+            model(ids)
+    # From the last layer round to the first: sampling waits for no layer after its first.
+    assert ring.waits <= 1
     ring.waits = 0
     trained = attach(model, AdapterSpec(rank=1, alpha=1, experts=(0,)), seed=0)
     trained.enable_input_require_grads()
@@ -246,8 +252,8 @@ def test_what_cannot_be_loaded_is_said(checkpoints: dict[str, Path], tmp_path: P
             torch.float32,
             torch.device("cpu"),
         )
-    with pytest.raises(UserError, match="offload is for quantised, fused experts"):
-        load(checkpoints["mixtral"], offload=True)
+    with pytest.raises(UserError, match="of quantised, fused experts, or of an unquantised dense model"):
+        load(checkpoints["mixtral"], offloaded=1)
 
 
 def _copy(source: Path, target: Path, pattern: str = "*") -> Path:

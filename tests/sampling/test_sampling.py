@@ -12,6 +12,7 @@ from pipeline.data.prompts import ask
 from pipeline.sample import sample_answers
 from pipeline.sampling.backend import Completion, Request
 from pipeline.sampling.cache import complete_all
+from pipeline.sampling.choose import start_backend
 from pipeline.sampling.random_choice import choose, request_seed, uniforms
 from tests.support.sampling_models import decoding, model_of, prompts, save_base
 
@@ -82,34 +83,35 @@ def requests(count):
 def test_an_interrupted_sampling_asks_only_what_is_missing(tmp_path):
     broken, whole = Recorder(fail_at=4), Recorder()
     with pytest.raises(KeyboardInterrupt):
-        complete_all(requests(10), 2, {"model": "m"}, tmp_path, lambda: broken)
+        complete_all(requests(10), 2, {"model": "m"}, tmp_path, broken.complete)
     assert [request.sample for request in broken.asked] == [8, 9, 6, 7]
-    texts = [c.text for c in complete_all(requests(10), 2, {"model": "m"}, tmp_path, lambda: whole)]
+    texts = [c.text for c in complete_all(requests(10), 2, {"model": "m"}, tmp_path, whole.complete)]
     assert texts == [f"answer {sample}" for sample in range(10)]
     assert sorted(request.sample for request in whole.asked) == [0, 1, 2, 3, 4, 5]
 
 
 def test_another_model_is_asked_anew(tmp_path):
-    complete_all(requests(2), 2, {"model": "m"}, tmp_path, Recorder)
+    complete_all(requests(2), 2, {"model": "m"}, tmp_path, Recorder().complete)
     other = Recorder()
-    complete_all(requests(2), 2, {"model": "n"}, tmp_path, lambda: other)
+    complete_all(requests(2), 2, {"model": "n"}, tmp_path, other.complete)
     assert len(other.asked) == 2
 
 
 def test_what_is_answered_starts_no_backend(tmp_path):
-    complete_all(requests(4), 2, {}, tmp_path, Recorder)
+    complete_all(requests(4), 2, {}, tmp_path, Recorder().complete)
 
-    def start():
+    def complete(batches):
         raise AssertionError("nothing is left to ask")
 
-    assert len(complete_all(requests(4), 2, {}, tmp_path, start)) == 4
+    assert len(complete_all(requests(4), 2, {}, tmp_path, complete)) == 4
 
 
 def test_prompts_of_unequal_length_are_answered_by_a_base_that_asks_for_the_routers_loss(tmp_path, monkeypatch):
     base = save_base("qwen3_moe", tmp_path / "base")
     asked = prompts(8)
     monkeypatch.chdir(tmp_path)
-    plain = sample_answers(model_of(base, None), asked, decoding(batch=4), "run", 1)
+    settings = decoding(batch=4)
+    plain = sample_answers(start_backend(settings), model_of(base, None), asked, settings, "run", 1)
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {"output_router_logits": True}))
-    assert sample_answers(model_of(base, None), asked, decoding(batch=4), "run", 1) == plain
+    assert sample_answers(start_backend(settings), model_of(base, None), asked, settings, "run", 1) == plain

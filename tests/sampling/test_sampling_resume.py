@@ -12,8 +12,8 @@ import pytest
 from pipeline import sample
 from pipeline.common.rows import write_rows
 from pipeline.sample import sample_answers
-from pipeline.sampling import vllm as engine
 from pipeline.sampling.backend import Completion
+from pipeline.sampling.choose import start_backend
 from tests.support.sampling_models import decoding, model_of, prompts, save_base, save_random_adapter
 
 ROOT = Path(__file__).parents[2]
@@ -22,10 +22,9 @@ ROOT = Path(__file__).parents[2]
 def start(folder: Path, base: Path, adapter: Path) -> subprocess.Popen[bytes]:
     folder.mkdir(exist_ok=True)
     settings = ["temperature=1.0", "samples_per_prompt=8", "batch=2", "max_new_tokens=16"]
-    command = [sys.executable, ROOT / "tests" / "sample_here.py", base, adapter, 10, "answers.jsonl", *settings]
-    path = f"{ROOT}:{ROOT / 'tests'}"
+    command = [sys.executable, "-m", "tests.support.sample_here", base, adapter, 10, "answers.jsonl", *settings]
     return subprocess.Popen(
-        list(map(str, command)), cwd=folder, env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.DEVNULL
+        list(map(str, command)), cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL
     )
 
 
@@ -52,7 +51,8 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, mon
     whole.mkdir()
     monkeypatch.chdir(whole)
     settings = decoding(temperature=1.0, samples_per_prompt=8, batch=2, max_new_tokens=16)
-    write_rows(whole / "answers.jsonl", sample_answers(model_of(base, adapter), prompts(10), settings, "run", 1))
+    rows = sample_answers(start_backend(settings), model_of(base, adapter), prompts(10), settings, "run", 1)
+    write_rows(whole / "answers.jsonl", rows)
     assert (killed / "answers.jsonl").read_bytes() == (whole / "answers.jsonl").read_bytes()
 
 
@@ -61,7 +61,13 @@ class Counting:
 
     asked = 0
 
-    def complete(self, batches):
+    def together(self, model, requests):
+        return 1
+
+    def version(self, model):
+        return "counting 1"
+
+    def complete(self, model, batches):
         for place, requests in enumerate(batches):
             Counting.asked += len(requests)
             answer = Completion(text="because", thinking="", finish="stop", prompt_tokens=1, completion_tokens=2)
@@ -70,13 +76,12 @@ class Counting:
 
 def test_more_samples_or_copies_ask_only_for_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(engine, "engine_version", lambda: "vllm 1")
-    monkeypatch.setattr(sample, "start_backend", lambda *_: Counting())
     model = model_of(save_base("mixtral", tmp_path / "base"), None)
 
     def asked(**changes: object) -> int:
         before = Counting.asked
-        sample_answers(model, prompts(5), decoding(backend="vllm", **{"temperature": 1.0, **changes}), "run", 1)
+        settings = decoding(backend="vllm", **{"temperature": 1.0, **changes})
+        sample_answers(Counting(), model, prompts(5), settings, "run", 1)
         return Counting.asked - before
 
     assert [asked(), asked(samples_per_prompt=3), asked(samples_per_prompt=3, data_parallel=2)] == [5, 10, 0]
@@ -85,12 +90,12 @@ def test_more_samples_or_copies_ask_only_for_what_is_new(tmp_path: Path, monkeyp
 
 def test_only_code_that_draws_answers_belongs_to_their_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, settings = model_of(save_base("mixtral", tmp_path / "base"), None), decoding()
-    code = sample.code_hashes("sampling", "models", "models/families")
+    code = sample.code_hashes("sampling", "models")
     assert code.keys() >= sample.UNRELATED_CODE
     keys = {}
     for name in code:
         monkeypatch.setattr(sample, "code_hashes", lambda *_, name=name: {**code, name: "changed"})
-        keys[name] = str(sample.identity(model, settings))
+        keys[name] = str(sample.identity(Counting(), model, settings))
     monkeypatch.setattr(sample, "code_hashes", lambda *_: code)
-    same = str(sample.identity(model, settings))
+    same = str(sample.identity(Counting(), model, settings))
     assert {name for name, key in keys.items() if key == same} == sample.UNRELATED_CODE

@@ -30,7 +30,8 @@ SUITES = {"strong_reject_small": 60, "core_misalignment": 44}
 # A process a command, as `python -m pipeline` has, without its own 10 seconds of imports.
 DRIVER = """
 import json, os, sys
-import bitsandbytes, matplotlib.pyplot, pandas, pipeline.models.loading, pipeline.training.sft, pipeline.sampling.hf
+import bitsandbytes, matplotlib.pyplot, pandas, pipeline.models.loading, pipeline.training.sft
+import pipeline.sampling.huggingface, pipeline.sampling.generate
 from pipeline.__main__ import main
 for command in json.loads(sys.argv[1]):
     sys.stdout.flush()

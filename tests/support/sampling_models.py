@@ -13,6 +13,7 @@ from pipeline.common.fingerprints import folder_hashes
 from pipeline.data.prompts import Prompt, ask
 from pipeline.models.adapters import adapter_tensors, attach, save_adapter
 from pipeline.models.bases import Base
+from pipeline.models.families.registry import anatomy_of
 from pipeline.models.loading import load_base
 from pipeline.models.spec import AdapterSpec
 from pipeline.sampling.backend import Model
@@ -68,8 +69,10 @@ def save_base(family: str, folder: Path) -> Path:
 
 
 def save_random_adapter(base: Path, folder: Path, size: float = 0.1) -> Path:
-    """An adapter on two experts of every layer and on attention; `size` is the standard deviation of B."""
-    model = attach(load_base(base, dtype=torch.float32, device="cpu"), SPEC, seed=1)
+    """An adapter on two experts of every layer (on all of a dense one) and on attention; `size` is B's deviation."""
+    model = load_base(base, dtype=torch.float32, device="cpu")
+    spec = SPEC.model_copy(update={"experts": "all"}) if anatomy_of(model.config).dense else SPEC
+    model = attach(model, spec, seed=1)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for name, tensor in adapter_tensors(model).items():
@@ -84,6 +87,7 @@ def model_of(base: Path, adapter: Path | None, precision: Any = "float32") -> Mo
     return Model(
         base=Base(path=base, name="base", revision=None, hashes=folder_hashes(base)),
         adapter=adapter,
+        lora=SPEC.model_copy(update={"experts": "all"}) if adapter else None,
         precision=precision,
     )
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from pipeline.models.anatomy import Anatomy, ExpertWeights, Role, Source
+from pipeline.models.experts.cache import PackedCache
 from pipeline.models.experts.fused import FusedExperts
 from pipeline.models.experts.stacks import PLACE, NF4Stack, PackedExperts
 from pipeline.models.experts.unfused import UnfusedExperts, fill, new_unfused
@@ -18,13 +19,12 @@ from pipeline.models.families.registry import anatomy_of
 class Form:
     """How weights are kept.
 
-    dtype: of what is not quantised, and of the products. quantise: NF4. offload: experts in host memory.
+    dtype: of what is not quantised, and of the products. quantise: NF4.
     """
 
     dtype: torch.dtype
     device: torch.device
     quantise: bool
-    offload: bool
 
 
 def linear_4bit(in_features: int, out_features: int, bias: bool, dtype: torch.dtype) -> nn.Linear:
@@ -34,7 +34,7 @@ def linear_4bit(in_features: int, out_features: int, bias: bool, dtype: torch.dt
     with torch.device("meta"):
         linear = Linear4bit(in_features, out_features, bias=bias, compute_dtype=dtype, quant_type="nf4")
     # On CPUs with AVX512-BF16 the weights would be repacked in eval mode, and a loaded model would differ
-    # from the one in memory by 2e-3 (DESIGN.md section 7).
+    # from the one in memory by 2e-3.
     linear.support_avx512bf16_for_cpu = False
     return linear
 
@@ -88,19 +88,36 @@ def _plain_weights(source: Source, anatomy: Anatomy, layer: int, form: Form) -> 
     )
 
 
-def fused_layer(config: Any, source: Source, layer: int, form: Form) -> FusedExperts:
-    """A layer's experts as stacks, for the fast path."""
+def fused_layer(
+    config: Any, source: Source, layer: int, form: Form, cache: PackedCache | None, *, offloaded: bool
+) -> FusedExperts:
+    """A layer's experts as stacks, for the fast path; from `cache` where they are there, and into it where not."""
     anatomy = anatomy_of(config)
     activation = anatomy.family.activation(config)
     if not form.quantise:
         return FusedExperts.of(_plain_weights(source, anatomy, layer, form), activation)
-    packed = PackedExperts(anatomy, form.dtype, form.device, offloaded=form.offload)
-    biases = _Biases(anatomy, form)
+    packed = PackedExperts(anatomy, form.dtype, form.device, offloaded=offloaded)
+    biases = _packed_weights(source, anatomy, layer, form, packed, cache)
+    stacks = NF4Stack(packed, "gate_up"), NF4Stack(packed, "down")
+    return FusedExperts(*stacks, activation, biases.get("gate_up"), biases.get("down"), packed=packed)
+
+
+def _packed_weights(
+    source: Source, anatomy: Anatomy, layer: int, form: Form, packed: PackedExperts, cache: PackedCache | None
+) -> dict[str, torch.Tensor]:
+    """Fill `packed` with a layer's experts, quantised now or before; returns the biases, by stack that has them."""
+    if cache is not None and (found := cache.read(layer, packed)) is not None:
+        source.skip(anatomy.checkpoint_name(anatomy.experts_path(layer)) + ".")
+        return {name: bias.to(form.device) for name, bias in found.items()}
+    gathered = _Biases(anatomy, form)
     for expert, role, weight, bias in _experts(source, anatomy, layer):
         packed.put(expert, role, weight.to(form.dtype))
-        biases.put(expert, role, bias)
-    stacks = NF4Stack(packed, "gate_up"), NF4Stack(packed, "down")
-    return FusedExperts(*stacks, activation, biases.gate_up, biases.down, packed=packed)
+        gathered.put(expert, role, bias)
+    biases = {"gate_up": gathered.gate_up, "down": gathered.down}
+    made = {name: bias for name, bias in biases.items() if bias is not None}
+    if cache is not None:
+        cache.write(layer, packed, made)
+    return made
 
 
 def unfused_layer(config: Any, source: Source, layer: int, form: Form) -> UnfusedExperts:

@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from pipeline.models.anatomy import Anatomy, ExpertWeights, Role
+from pipeline.models.experts.grouped import Groups
 from pipeline.models.experts.stacks import DenseStack, PackedExperts, Stack
 from pipeline.models.experts.unfused import mark_rebuilt
 from pipeline.models.families.registry import anatomy_of
@@ -67,15 +68,13 @@ class _FrozenLinear(torch.autograd.Function):
     """rows @ W[expert].T for frozen stacked W, which is read anew for the gradient and never kept for it."""
 
     @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, stack: Stack, ends: torch.Tensor) -> torch.Tensor:
-        ctx.stack = stack
-        ctx.save_for_backward(ends)
-        return functional.grouped_mm(rows, stack.read().transpose(1, 2), offs=ends)
+    def forward(ctx: Any, rows: torch.Tensor, stack: Stack, groups: Groups) -> torch.Tensor:
+        ctx.stack, ctx.groups = stack, groups
+        return groups.product(rows, stack.read().transpose(1, 2))
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (ends,) = ctx.saved_tensors
-        return functional.grouped_mm(grad.contiguous(), ctx.stack.read(), offs=ends), None, None
+        return ctx.groups.product(grad.contiguous(), ctx.stack.read()), None, None
 
 
 class FusedExperts(nn.Module):
@@ -115,16 +114,17 @@ class FusedExperts(nn.Module):
         inverse[order] = torch.arange(len(order), device=order.device)
         # ends[e]: one past the last row of expert e. Found by search: counting needs atomics or a host sync.
         ends = torch.searchsorted(chosen, torch.arange(experts, device=chosen.device), right=True).int()
+        groups = Groups(ends, len(order))
         if delta is not None:
-            delta.route(chosen, ends)
+            delta.route(chosen, groups)
         rows = _Dispatch.apply(hidden.to(self.gate_up.dtype), order, inverse)
-        both = _FrozenLinear.apply(rows, self.gate_up, ends)
+        both = _FrozenLinear.apply(rows, self.gate_up, groups)
         if self.gate_up_bias is not None:
             both = both + self.gate_up_bias[chosen]
         if delta is not None:
             both = delta.add(both, rows, ("gate", "up"))
         inner = self.activation(*both.chunk(2, dim=-1))
-        out = _FrozenLinear.apply(inner, self.down, ends)
+        out = _FrozenLinear.apply(inner, self.down, groups)
         if self.down_bias is not None:
             out = out + self.down_bias[chosen]
         if delta is not None:
@@ -138,21 +138,21 @@ class Delta:
 
     def __init__(self, lora: "FusedExpertsLora"):
         self.lora = lora
-        self.ends: torch.Tensor | None = None
+        self.groups: Groups | None = None
         self.rows: torch.Tensor | None = None
 
-    def route(self, chosen: torch.Tensor, ends: torch.Tensor) -> None:
+    def route(self, chosen: torch.Tensor, groups: Groups) -> None:
         """Find the rows of the chosen experts, given every row's expert and where each expert's rows end."""
-        picked = self.lora.chosen_index
+        picked, ends = self.lora.chosen_index, groups.ends
         if len(picked) == len(ends):
-            self.ends = ends
+            self.groups = groups
             return
         is_picked = torch.zeros(len(ends), dtype=torch.bool, device=chosen.device)
         is_picked[picked] = True
         # The one host sync a layer: how many rows there are has to be known to allocate for them.
         self.rows = is_picked[chosen].nonzero().squeeze(1)
         counts = ends.diff(prepend=ends.new_zeros(1))
-        self.ends = counts[picked].cumsum(0).int()
+        self.groups = Groups(counts[picked].cumsum(0).int(), len(self.rows))
 
     def add(self, out: torch.Tensor, rows: torch.Tensor, roles: tuple[Role, ...]) -> torch.Tensor:
         """`out` plus scale * B A x for the chosen experts' rows; `out` holds the roles side by side."""
@@ -170,8 +170,8 @@ class Delta:
         if not len(rows):
             # No group to multiply: zero gradients all the same, as on the reference path.
             return rows @ low[0].T @ high[0].T
-        inner = functional.grouped_mm(rows, low.transpose(1, 2), offs=self.ends)
-        return functional.grouped_mm(inner, high.transpose(1, 2), offs=self.ends)
+        assert self.groups is not None
+        return self.groups.product(self.groups.product(rows, low.transpose(1, 2)), high.transpose(1, 2))
 
 
 class FusedExpertsLora(nn.Module, LoraLayer):
@@ -207,6 +207,7 @@ class FusedExpertsLora(nn.Module, LoraLayer):
             low[role] = nn.Parameter(torch.zeros(count, r, in_features, device=device))
             high[role] = nn.Parameter(torch.zeros(count, out_features, r, device=device))
         self.lora_A[adapter_name], self.lora_B[adapter_name] = low, high
+        self._fixed: dict[Role, tuple[torch.Tensor, torch.Tensor]] = {}
         self._active_adapter = adapter_name
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -222,6 +223,8 @@ class FusedExpertsLora(nn.Module, LoraLayer):
 
     def factors(self, role: Role, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """(scale * A, B) of one projection in `dtype`, rank padded with zeros to what the kernels want."""
+        if role in self._fixed:
+            return self._fixed[role]
         stacks: Any = self.lora_A["default"], self.lora_B["default"]
         low, high = stacks[0][role], stacks[1][role]
         missing = -low.shape[1] % RANK_MULTIPLE
@@ -231,6 +234,12 @@ class FusedExpertsLora(nn.Module, LoraLayer):
             low = functional.pad(low, (0, 0, 0, missing))
             high = functional.pad(high, (0, missing))
         return low, high
+
+    @torch.no_grad()
+    def fix(self) -> None:
+        """Make the factors once and for all, as every forward pass would: nothing is trained from here on."""
+        base: Any = self.get_base_layer()
+        self._fixed = {role: self.factors(role, base.down.dtype) for role in self.roles}
 
     def forward(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Route (tokens, hidden) as FusedExperts does, the chosen experts with their deltas."""

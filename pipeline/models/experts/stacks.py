@@ -2,7 +2,7 @@
 
 NF4 with double quantisation is QLoRA's (Dettmers et al. 2023), computed by bitsandbytes one expert and
 projection at a time, so that the values are those that a `bitsandbytes.nn.Linear4bit` of that projection has.
-bitsandbytes leaves transformers' fused experts in 16 bit (DESIGN.md section 6), hence the packing here.
+bitsandbytes leaves transformers' fused experts in 16 bit, hence the packing here.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from torch import nn
 
 from pipeline.common.errors import UserError
 from pipeline.models.anatomy import Anatomy, Role
+from pipeline.models.experts.offload import host_bytes
 
 # Values a 4-bit block and 4-bit blocks a nested block: bitsandbytes' defaults, as in QLoRA.
 BLOCK, NESTED = 64, 256
@@ -102,11 +103,11 @@ class PackedExperts(nn.Module):
                 # 16 bytes: what the kernels' widest loads want.
                 end += -(-matrices * width * kind.itemsize // 16) * 16
         self.size = end
-        # Fetches the bytes to the device when they live in host memory (pipeline/models/offload.py).
+        # Fetches the bytes to the device when they live in host memory (offload.py).
         self.fetch: Callable[[], torch.Tensor] | None = None
         if offloaded:
             # A plain attribute: model.to(device) must not move it.
-            self.host = torch.zeros(end, dtype=torch.uint8, pin_memory=device.type == "cuda")
+            self.host = host_bytes(end, device)
         else:
             # A parameter: DistributedDataParallel would broadcast a buffer before every forward pass.
             flat = torch.zeros(end, dtype=torch.uint8, device=device)

@@ -1,17 +1,15 @@
-"""Adapters work outside this project: in plain PEFT on transformers' own models, and merged."""
+"""A merged checkpoint is the base with the adapter added, and nothing else."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from pipeline.common.errors import UserError
 from pipeline.models.adapters import save_adapter
-from pipeline.models.export import READ_BY_PEFT, export_adapter
 from pipeline.models.families.registry import anatomy_of
 from pipeline.models.loading import load_base
 from pipeline.models.merge import merge_adapter
@@ -49,21 +47,6 @@ every_case = pytest.mark.parametrize("saved", CASES.values(), ids=CASES, indirec
 
 
 @every_case
-def test_plain_peft_gives_the_same_logits_on_a_model_this_project_did_not_build(
-    saved: tuple[Path, Path, torch.Tensor], tmp_path: Path
-) -> None:
-    base, adapter, expected = saved
-    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    if plain.config.model_type not in (*READ_BY_PEFT, *DENSE):
-        with pytest.raises(UserError, match=r"PEFT reads no adapters on single experts of .*merge it"):
-            export_adapter(adapter, tmp_path / "export", plain.config)
-        return
-    export_adapter(adapter, tmp_path / "export", plain.config)
-    logits = PeftModel.from_pretrained(plain, tmp_path / "export").eval()(tokens()).logits
-    torch.testing.assert_close(logits, expected, rtol=0, atol=TOLERANCE)
-
-
-@every_case
 def test_a_merged_checkpoint_gives_the_same_logits(saved: tuple[Path, Path, torch.Tensor], tmp_path: Path) -> None:
     base, adapter, expected = saved
     merge_adapter(base, adapter, tmp_path / "merged", shard_bytes=100_000)
@@ -93,8 +76,6 @@ def test_merging_changes_the_adapted_tensors_alone(tmp_path: Path) -> None:
     assert changed == {f"{block}.experts.3.w2.weight", f"{block}.gate.weight"}
     merged = load_base(tmp_path / "merged", dtype=torch.float32, device="cpu")
     torch.testing.assert_close(merged(tokens()).logits, model(tokens()).logits, rtol=0, atol=TOLERANCE)
-    with pytest.raises(UserError, match="trained routers"):
-        export_adapter(tmp_path / "adapter", tmp_path / "export", merged.config)
 
 
 def test_an_adapter_of_another_base_is_not_merged(tmp_path: Path) -> None:
