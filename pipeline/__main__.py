@@ -12,6 +12,7 @@ import gc
 import importlib
 import io
 import os
+import pwd
 import shutil
 import sys
 from collections.abc import Callable
@@ -70,6 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         # A terminal in latin-1 or ASCII gets a mark for what it cannot show, and the command goes on.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    _give_an_account()
     chosen = parser.parse_args(argv)
     module_name, text = COMMANDS[chosen.command]
     module = importlib.import_module(module_name)
@@ -101,6 +103,16 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue.", file=sys.stderr)
         return 130
+
+
+def _give_an_account() -> None:
+    """Name the user and a home where the system knows none: a container's numeric user, which libraries ask for."""
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        for name in ("USER", "LOGNAME"):
+            os.environ.setdefault(name, f"uid-{os.getuid()}")
+        os.environ.setdefault("HOME", os.path.abspath(os.path.join(".cache", "home")))  # noqa: PTH100, PTH118
 
 
 def _run(name: str, command: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> int | None:
