@@ -119,7 +119,7 @@ def _run(name: str, command: Callable[[argparse.Namespace], int | None], args: a
     """Run a command; a stage starts from an environment of its own, ends with its parent and is recorded."""
     if name not in STAGES or getattr(args, STAGES[name]) is None:
         return command(args)
-    from pipeline.common.environment import prepare_stage, started_by
+    from pipeline.common.environment import DVC_PROCESS, prepare_stage, started_by
     from pipeline.common.ledger import record
     from pipeline.common.processes import end_with_parent
 
@@ -127,7 +127,9 @@ def _run(name: str, command: Callable[[argparse.Namespace], int | None], args: a
     if whole := started_by(stage):  # one of the processes in which a stage trains on several devices
         end_with_parent(whole)
         return command(args)
-    if "DVC_STAGE" in os.environ:
+    if DVC_PROCESS in os.environ:
+        end_with_parent(int(os.environ[DVC_PROCESS]))
+    elif "DVC_STAGE" in os.environ:
         end_with_parent()
     removed = prepare_stage(stage)
     return record(stage, lambda: command(args), removed)
