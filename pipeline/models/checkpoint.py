@@ -78,7 +78,7 @@ class Checkpoint:
         self.look_at(name, (max(index + 1, *self.header(name).shape[:1]), *shape))
 
     def tensor(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
-        """A whole tensor. Raises UserError when it is missing, not finite, of another type, or not of `shape`, if given."""
+        """A whole tensor. Raises UserError when it is missing, not finite, or not of the type or `shape` asked for."""
         self.look_at(name, shape)
         tensor = self._files[self._places[name][0]].get_tensor(self._prefix + name)
         refuse_non_finite(self.folder, {name: tensor})
