@@ -12,11 +12,10 @@ from pathlib import Path
 
 from pipeline.api.endpoint import read_key
 from pipeline.common.errors import UserError
-from pipeline.common.machine import AMPERE, Gpu, gpus, memory_bytes
+from pipeline.common.machine import AMPERE, Gpu, gpus, memory_bytes, torch_is_cpu_build
 from pipeline.doctor.disk import check_disk_for
 from pipeline.doctor.plans import plan_runs
 from pipeline.params.schema import Params
-from pipeline.running.choose import torch_is_cpu_build
 
 
 def check_study(params: Params, name: str) -> dict[str, str]:
