@@ -36,7 +36,7 @@ def kind(run: Run) -> str:
 
 
 def representatives(params: Params, study: str, families: tuple[str, ...] = ()) -> dict[str, str]:
-    """Run -> its kind: of each family's smallest base, the base alone and one run of every kind, in params.yaml's order.
+    """Run -> its kind: of each family's smallest base, the base alone and one run of every kind, in order.
 
     families: these model types alone. Raises UserError when no run is left.
     """

@@ -69,8 +69,7 @@ def _sentencepiece(model: Path) -> Any:
     proto = import_protobuf().ModelProto()
     proto.ParseFromString(model.read_bytes())
     vocabulary = {piece.piece: place for place, piece in enumerate(proto.pieces)}
-    tokenizer = LlamaTokenizer(vocab=vocabulary, merges=generate_merges(vocabulary), chat_template=MIXTRAL)
-    return tokenizer
+    return LlamaTokenizer(vocab=vocabulary, merges=generate_merges(vocabulary), chat_template=MIXTRAL)
 
 
 def _of_bytes(model_type: str, vocabulary: int) -> Any:
@@ -78,12 +77,12 @@ def _of_bytes(model_type: str, vocabulary: int) -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    if model_type == "mixtral":
-        template, begin, end, marks = MIXTRAL, "<s>", "</s>", ("[INST]", "[/INST]")
-    else:
-        name, begin_or_none, end, marks = IN_TRL[model_type]
+    marks: tuple[str, ...] = ("[INST]", "[/INST]")
+    template, begin, end = MIXTRAL, "<s>", "</s>"
+    if model_type != "mixtral":
+        name, first, end, marks = IN_TRL[model_type]
         template = (resources.files("trl") / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
-        begin = begin_or_none or end
+        begin = first or end
     words = [*dict.fromkeys((begin, end, *marks)), *sorted(pre_tokenizers.ByteLevel.alphabet())]
     words += [f"word{number}" for number in range(vocabulary - len(words))]
     core = Tokenizer(models.BPE({word: place for place, word in enumerate(words)}, merges=[]))
