@@ -106,16 +106,16 @@ def gpu_table(bases: list[BaseEstimate], card: str) -> list[str]:
     lines = [f"On one {card}, by arithmetic, the cheapest first:"]
     for base in bases:
         lines.append(
-            f"  {base.base:<{width}}  {base.runs:>2} runs   training {_range(base.training_hours)} ({base.training_limit})"
-            f"   sampling {_range(base.sampling_hours)} ({base.sampling_limit})   {base.gpu_bytes / GIB:.0f} GiB of GPU, "
-            f"{base.host_bytes / GIB:.0f} of host memory   weights {base.checkpoint_bytes / GB:.0f} GB"
+            f"  {base.base:<{width}}  {base.runs:>2} runs   training {_range(base.training_hours)} "
+            f"({base.training_limit})   sampling {_range(base.sampling_hours)} ({base.sampling_limit})   "
+            f"{base.gpu_bytes / GIB:.0f} GiB of GPU, {base.host_bytes / GIB:.0f} of host memory   "
+            f"weights {base.checkpoint_bytes / GB:.0f} GB"
         )
         if base.rehearsed is not None:
             lines.append(f"  {'':<{width}}  a rehearsal on this card says {base.rehearsed:.1f} h of training")
         if base.reason is not None:
-            lines.append(
-                f"  {'':<{width}}  not on this card: {', '.join(base.refused)} ({base.reason.partition(':')[0]})"
-            )
+            reason = base.reason.partition(":")[0]
+            lines.append(f"  {'':<{width}}  not on this card: {', '.join(base.refused)} ({reason})")
     low, high = (sum(base.training_hours[end] + base.sampling_hours[end] for base in bases) for end in (0, 1))
     return [*lines, f"GPU       {low:.1f} to {high:.1f} hours in all"]
 

@@ -24,8 +24,8 @@ def _card(name: str, gib: float, tflops: float, gigabytes: float, pcie: float) -
     return Card(name, round(gib * GIB), tflops * TERA, gigabytes * GIGA, pcie * GIGA)
 
 
-# GiB that can be had, TFLOP/s, GB/s of memory, GB/s of PCIe (x16, about four fifths of its nominal rate). Consumer cards
-# sum in float32 at half the rate that is advertised.
+# GiB that can be had, TFLOP/s, GB/s of memory, GB/s of PCIe (x16, about four fifths of its nominal rate). Consumer
+# cards sum in float32 at half the rate that is advertised.
 CARDS = {
     "3090": _card("RTX 3090", 23.5, 71, 936, 25),
     "4090": _card("RTX 4090", 23.5, 165, 1008, 25),
