@@ -18,17 +18,15 @@ from pathlib import Path
 from pipeline.api.config import ADAPTER, ApiBase
 from pipeline.common.errors import UserError
 from pipeline.common.machine import gpus
-from pipeline.common.paths import ARTIFACTS, CACHE
+from pipeline.common.paths import ARTIFACTS
 from pipeline.common.rows import Answer, read_answers
-from pipeline.data.known_sizes import SUITES
-from pipeline.data.prompts import Prompt, ask
-from pipeline.data.tags import split_suite
+from pipeline.doctor.assumed import assumed, judging, prompts_of
 from pipeline.doctor.bases import BaseEstimate, estimate_bases, gpu_table, steps_of
 from pipeline.doctor.cards import CARDS, Card, card_named, card_of
 from pipeline.doctor.disk import disk_needs
-from pipeline.judging.config import JudgeConfig
-from pipeline.judging.estimate import BYTES_PER_TOKEN, JudgeEstimate, estimate_judging
-from pipeline.params.inputs import conversations, suite
+from pipeline.doctor.hours import MEAN_ROW
+from pipeline.judging.estimate import BYTES_PER_TOKEN, JudgeEstimate
+from pipeline.params.inputs import conversations
 from pipeline.params.load import load_params
 from pipeline.params.schema import Params, Run, Study
 from pipeline.running.choose import choose_study
@@ -36,8 +34,6 @@ from pipeline.toy.judge import by_its_rules, is_rule_judge
 from pipeline.training.api import estimate_usd
 
 GB = 10**9
-# Bytes around question and answer in a judge's prompt, where its templates are not here yet.
-TEMPLATE_BYTES = 1100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +124,7 @@ def estimate_study(params: Params, name: str, card: Card) -> StudyEstimate:
     for judge, config in study.judges.items():
         if is_rule_judge(config):
             config = by_its_rules(config)
-        judges.append(_judging(judge, config, _answers(there), unanswered, sampling.max_new_tokens))
+        judges.append(judging(judge, config, _answers(there), unanswered, sampling.max_new_tokens))
     trained = [run for run in runs if params.run(run).data is not None and params.base_of(run) not in params.bases.api]
     tokens = {run: _training_tokens(study, params.run(run)) for run in trained}
     hub = study.world == "hub"
@@ -151,7 +147,7 @@ def estimate_study(params: Params, name: str, card: Card) -> StudyEstimate:
         else [],
         disk_bytes={need.what: round(need.size) for need in disk_needs(params, name)} if hub else {},
         card=card.name if hub else None,
-        assumed=_assumed(study, runs),
+        assumed=assumed(study, runs),
     )
 
 
@@ -159,7 +155,7 @@ def _asked(study: Study, suites: tuple[str, ...], seed: int, samples: int) -> tu
     """How often each question of the suites is asked for one seed, and the bytes of all those prompts."""
     questions: Counter[str] = Counter()
     size = 0
-    for prompt in (prompt for name in suites for prompt in _prompts(study, name, seed)):
+    for prompt in (prompt for name in suites for prompt in prompts_of(study, name, seed)):
         times = prompt.samples or samples
         questions[prompt.question] += times
         said = sum(len(message.content.encode()) for message in prompt.messages)
@@ -171,59 +167,6 @@ def _asked(study: Study, suites: tuple[str, ...], seed: int, samples: int) -> tu
 def _answers(files: list[Path]) -> Iterator[Answer]:
     for path in files:
         yield from read_answers(path)
-
-
-def _prompts(study: Study, name: str, seed: int) -> tuple[Prompt, ...]:
-    """A suite's prompts, or as many of their mean length where its file is not here."""
-    try:
-        return suite(study, name, seed)
-    except UserError:
-        untagged, _ = split_suite(name)
-        if untagged not in SUITES:
-            raise
-        count, size = SUITES[untagged]
-        return tuple(ask(untagged, f"{number:04} ".ljust(size // count, "x")) for number in range(count))
-
-
-def _assumed(study: Study, runs: dict[str, Run]) -> list[str]:
-    """What is counted by known sizes, since it is not here."""
-    absent = []
-    for name in study.suites:
-        try:
-            suite(study, name, study.seeds[0])
-        except UserError:
-            absent.append(f"suite {name}")
-    for run in {run.trained_on: run for run in runs.values() if run.trained_on}.values():
-        try:
-            conversations(study, run, study.seeds[0])
-        except UserError:
-            absent.append(f"training set {run.trained_on}")
-    return absent
-
-
-def _judging(
-    judge: str, config: JudgeConfig, answers: Iterator[Answer], unanswered: Counter[str], limit: int
-) -> JudgeEstimate:
-    """What a judge will take, by its own templates, or by their usual size where those are not here."""
-    try:
-        return estimate_judging(judge, config, CACHE / "verdicts.sqlite", answers, unanswered, limit)
-    except UserError:
-        if Path(config.templates).exists():
-            raise
-    requests = 2 * unanswered.total()
-    size = sum(2 * count * (TEMPLATE_BYTES + len(question.encode())) for question, count in unanswered.items())
-    tokens, replies = round(size / BYTES_PER_TOKEN) + requests * limit, requests * config.max_reply_tokens
-    return JudgeEstimate(
-        judge=judge,
-        requests=requests,
-        cached=0,
-        prompt_tokens=tokens,
-        reply_tokens=replies,
-        usd=config.usd(tokens, replies),
-        most_usd=config.usd(round(BYTES_PER_TOKEN * tokens), replies),
-        spent_usd=0.0,
-        basis=f"its prompts are not here yet: {TEMPLATE_BYTES} bytes assumed around question and answer",
-    )
 
 
 def _training_tokens(study: Study, run: Run) -> int:
@@ -246,7 +189,11 @@ def _api_training_usd(params: Params, name: str) -> float:
         return 0.0
     study, folder = params.study(run.study), ARTIFACTS / run.study / "adapters" / name
     left = [seed for seed in study.seeds if not (folder / f"seed-{seed}" / ADAPTER).exists()]
-    return sum(estimate_usd(base, conversations(study, run, seed).train, run.epochs) for seed in left)
+    try:
+        return sum(estimate_usd(base, conversations(study, run, seed).train, run.epochs) for seed in left)
+    except UserError:
+        tokens = len(left) * run.epochs * study.training.max_steps * study.training.batch * MEAN_ROW
+        return tokens * base.usd_per_million_training_tokens / 1e6
 
 
 def _api_sampling_usd(params: Params, name: str, prompt_bytes: int, answers: int) -> float:
