@@ -8,22 +8,32 @@ import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from pipeline.__main__ import main
+from pipeline.common.numerics import pin_kernels
 
-# A mode of torch's dispatch would not do: the forward pass that is repeated for a backward one does not see it.
-PRODUCTS = (
-    *((torch.nn.functional, name) for name in ("linear", "grouped_mm")),
-    *((torch, name) for name in ("matmul", "mm", "bmm", "addmm", "baddbmm")),
-    *((torch.Tensor, name) for name in ("matmul", "__matmul__", "mm", "bmm")),
-)
+if TYPE_CHECKING:
+    import torch
 
 
-def in_32_bits(product: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+def compute_products_in_32_bits() -> None:
+    """From now on. A mode of torch's dispatch would not do: the forward pass that backward repeats does not see it."""
+    import torch
+
+    products = (
+        *((torch.nn.functional, name) for name in ("linear", "grouped_mm")),
+        *((torch, name) for name in ("matmul", "mm", "bmm", "addmm", "baddbmm")),
+        *((torch.Tensor, name) for name in ("matmul", "__matmul__", "mm", "bmm")),
+    )
+    for place, name in products:
+        setattr(place, name, in_32_bits(getattr(place, name)))
+
+
+def in_32_bits(product: "Callable[..., torch.Tensor]") -> "Callable[..., torch.Tensor]":
     """The product of tensors on the CPU, by way of float32 where one of them is in bfloat16."""
+
+    import torch
 
     @functools.wraps(product)
     def wide(*args: Any, out: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
@@ -39,6 +49,8 @@ def in_32_bits(product: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
 
 
 def _is_half(value: Any) -> bool:
+    import torch
+
     return isinstance(value, torch.Tensor) and value.dtype == torch.bfloat16 and value.device.type == "cpu"
 
 
@@ -48,11 +60,13 @@ def _widen(value: Any) -> Any:
 
 def has_16_bit_products() -> bool:
     """Whether this machine multiplies in bfloat16 by itself: a GPU, or a processor that says so."""
+    import torch
+
     flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     return torch.cuda.is_available() or "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 if __name__ == "__main__":
-    for place, name in PRODUCTS:
-        setattr(place, name, in_32_bits(getattr(place, name)))
+    pin_kernels()  # before torch is imported, as the stage itself would
+    compute_products_in_32_bits()
     sys.exit(main())
