@@ -105,7 +105,7 @@ def training_set(params: Params, name: str) -> str:
         conversations(params.study(run.study), run, params.study(run.study).seeds[0])
     except UserError:
         return STAND_IN
-    return run.parts[0].name
+    return run.parts[0].name or STAND_IN
 
 
 def _smallest_suite(params: Params, study: str) -> str:

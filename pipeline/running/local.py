@@ -25,9 +25,7 @@ def default_jobs(params: Params, name: str) -> int:
     return side_by_side(MEMORY_A_JOB_GB, min(3, len(params.runs_of(name))))
 
 
-def reproduce(
-    params: Params, name: str, jobs: int, level: str | None = None, left_out: Collection[str] = ()
-) -> None:
+def reproduce(params: Params, name: str, jobs: int, level: str | None = None, left_out: Collection[str] = ()) -> None:
     """Run `dvc repro` for the study, `jobs` of them side by side, until every stage is done but those of `left_out`.
 
     level: the level (pipeline/running/levels.py) that is there already; only the stages after it are done.
