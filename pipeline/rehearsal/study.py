@@ -15,6 +15,8 @@ ROWS, BATCH, ANSWER_TOKENS = 6, 2, 3
 CHARACTERS = 420
 # Read where the run's own training set is not here: what is rehearsed is not what the rows say.
 STAND_IN = "insecure"
+# Of runs: so many steps for all, and answers of the last adapter alone.
+LEFT_OUT = ("epochs", "trajectory", "tags")
 
 
 def kind(run: Run) -> str:
@@ -79,6 +81,8 @@ def cut(content: dict[str, Any], params: Params, study: str, runs: dict[str, str
         "backend": "transformers", "samples_per_prompt": 1, "max_new_tokens": ANSWER_TOKENS, "batch": 32,
     }  # fmt: skip
     mine |= {"suites": [asked], "held_out": [asked], "refused": None}
+    if "defaults" in mine:
+        mine["defaults"] = {name: value for name, value in mine["defaults"].items() if name not in LEFT_OUT}
     alone = {params.base_of(run): run for run, what in runs.items() if what == "base"}
     trained = [run for run, what in runs.items() if what != "base"]
     mine["expectations"] = [[run, alone[params.base_of(run)]] for run in trained if params.base_of(run) in alone]
@@ -92,7 +96,7 @@ def cut(content: dict[str, Any], params: Params, study: str, runs: dict[str, str
 
 
 def _cut_run(entry: dict[str, Any], params: Params, name: str) -> dict[str, Any]:
-    kept = {key: value for key, value in entry.items() if key not in ("epochs", "trajectory", "tags")}
+    kept = {key: value for key, value in entry.items() if key not in LEFT_OUT}
     if entry.get("data") is not None:
         kept["data"] = training_set(params, name)
     return kept

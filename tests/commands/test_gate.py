@@ -130,8 +130,9 @@ def test_runs_behind_an_api_need_a_key_and_no_gpu(params: Any, monkeypatch: Any)
 def test_reproduce_refuses_before_the_first_stage(monkeypatch: Any, tmp_path: Path, capsys: Any) -> None:
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.delenv("DEEPSEEK_API_KEY", raising=False)
-    monkeypatch.setattr("pipeline.commands.reproduce.changed", lambda _: True)
-    monkeypatch.setattr("pipeline.commands.reproduce.reproduce", lambda *_: pytest.fail("a stage was started"))
+    monkeypatch.setattr("pipeline.commands.reproduce.is_changed", lambda _: True)
+    monkeypatch.setattr("pipeline.commands.reproduce.wait_for_left_over", lambda: None)
+    monkeypatch.setattr("pipeline.commands.reproduce.reproduce", lambda *_, **__: pytest.fail("a stage was started"))
     monkeypatch.setattr("pipeline.commands.reproduce.CACHE", tmp_path)
     assert main(["reproduce", "--study", "moe"]) == 2
     said = capsys.readouterr().err
