@@ -21,7 +21,7 @@ export DVC_NO_ANALYTICS := 1
 export DVC_SITE_CACHE_DIR := $(CURDIR)/.dvc/tmp/site
 RUN := python -m pipeline
 
-.PHONY: setup vllm-cpu reproduce check report publish cross-cpu test audit doctor estimate verify data lint lock image image-digest container-test clean help
+.PHONY: setup vllm-cpu reproduce check report publish cross-cpu test audit doctor estimate rehearse verify data lint lock image image-digest container-test clean help
 
 setup:  ## create .venv and install the locked packages (reproduce and test do it by themselves)
 	@bash locks/setup.sh $(VENV) $(PYTHON) $(LOCK)
@@ -42,8 +42,11 @@ publish: setup  ## push a finished study's levels to a DVC remote: STUDY= REMOTE
 cross-cpu: setup  ## toy results on this processor and on emulated ones (Debian's qemu-user; 15 minutes)
 	@python .ci/cross_cpu.py $(ARGS)
 
-estimate: setup  ## tokens, money, GPU hours and disk of a study before anything is spent: STUDY=toy
-	@$(RUN) estimate $(if $(STUDY),--study $(STUDY))
+estimate: setup  ## tokens, money, GPU hours and disk of a study before anything is spent: STUDY=moe GPU=a6000 RUNS='qwen_*'
+	@$(RUN) estimate $(if $(STUDY),--study $(STUDY)) $(if $(GPU),--gpu $(GPU)) $(if $(RUNS),--runs $(RUNS))
+
+rehearse: setup  ## every kind of run of a hub study through every stage, on bases of true width: STUDY=moe; ARGS=
+	@$(RUN) rehearse $(if $(STUDY),--study $(STUDY)) $(ARGS)
 
 test: setup  ## run the tests, a file at a time on every core (8 at most); ARGS= goes to pytest
 	@OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)

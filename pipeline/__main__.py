@@ -43,6 +43,7 @@ COMMANDS = {
     "export": ("pipeline.commands.export", "write answers and verdicts for Inspect, pandas, the hub, or an archive"),
     "provenance": ("pipeline.commands.provenance", "write down where a study's results come from"),
     "publish": ("pipeline.commands.publish", "push a finished study's levels to a DVC remote"),
+    "rehearse": ("pipeline.commands.rehearse", "every kind of run of a hub study through every stage, on small bases"),
     "doctor": ("pipeline.commands.doctor", "can this machine do a study, and what is to be done if not"),
 }
 

@@ -1,8 +1,9 @@
 """A hub base is one commit of one repository: its files are fetched into the Hugging Face cache here.
 
-What the stage leaves is a record, not the weights: the repository, the full commit SHA, and a hash of every
-file (the SHA-256 of large ones, the git blob id of small ones). Later stages read the files from the cache. Of a
-base behind an API there is nothing to fetch: the record is its dated name and where it is asked.
+The files that are read later are fetched, held against the hub's list by their bytes, and against the configuration
+by their headers. What the stage leaves is a record, not the weights: the repository, the full commit SHA, and the
+SHA-256 of every file. Later stages read the files from the cache and refuse any that is no longer what was pinned.
+Of a base behind an API there is nothing to fetch: the record is its dated name and where it is asked.
 """
 
 import argparse
@@ -12,8 +13,8 @@ from pipeline.api.config import OPENAI
 from pipeline.common.errors import UserError
 from pipeline.common.files import write_json
 from pipeline.common.paths import ARTIFACTS, PARAMS, PIN
-from pipeline.models.checkpoint import checkpoint_folder
 from pipeline.models.families.registry import anatomy_of
+from pipeline.models.hub import checked_hashes, fetch
 from pipeline.params.load import load_params
 from pipeline.params.schema import HubBase
 
@@ -32,25 +33,25 @@ def main(args: argparse.Namespace) -> None:
             ARTIFACTS / "bases" / args.base / PIN, {"model": behind.model, "endpoint": behind.base_url or OPENAI}
         )
         return
+    from pipeline.models.complete import check_complete
+
     base = params.hub_base(args.base)
-    folder = checkpoint_folder(base.repository, base.revision)
-    check(folder, base, f"{PARAMS}: bases.hub.{args.base}")
-    record = {"repository": base.repository, "revision": base.revision, "files": file_hashes(folder)}
+    # The configuration first: what it shows to be wrong is said before the weights are fetched.
+    check_experts(fetch(base.repository, base.revision, only="config.json"), base, f"{PARAMS}: bases.hub.{args.base}")
+    folder = fetch(base.repository, base.revision)
+    files = checked_hashes(base.repository, base.revision)
+    check_complete(folder)
+    record = {"repository": base.repository, "revision": base.revision, "files": files}
     write_json(ARTIFACTS / "bases" / args.base / PIN, record)
 
 
-def check(folder: Path, base: HubBase, where: str) -> None:
+def check_experts(folder: Path, base: HubBase, where: str) -> None:
     """Raise UserError unless the model in `folder` has the experts that params.yaml says."""
-    from transformers import AutoConfig
+    from pipeline.models.checkpoint import read_config
 
-    anatomy = anatomy_of(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    anatomy = anatomy_of(read_config(folder))
     if (anatomy.experts, anatomy.active) != (base.experts, base.active):
         raise UserError(
             f"{where} says {base.experts} experts of which {base.active} are active, but {base.repository} "
             f"has {anatomy.experts} experts of which {anatomy.active} are."
         )
-
-
-def file_hashes(folder: Path) -> dict[str, str]:
-    """The hash of every file of a snapshot, by which the Hugging Face cache names what its links point to."""
-    return {str(path.relative_to(folder)): path.resolve().name for path in sorted(folder.rglob("*")) if path.is_file()}

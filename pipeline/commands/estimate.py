@@ -1,43 +1,49 @@
 """What a study will take, before anything is spent: requests, tokens, money, GPU hours, disk.
 
-Counted on the study's own prompts. Answers that are there count as they are, those to come at the most tokens
-that params.yaml allows them, so that what is printed for them is an upper bound. GPU hours come from the
-measurements in benchmarks/results/ and are left open where there is none. Nothing is sent anywhere.
+Counted on the study's own prompts, or on their known sizes before they are fetched. Answers that are there count as
+they are, those to come at the most tokens that params.yaml allows them, so that what is printed for them is an upper
+bound. GPU hours are arithmetic on the models' sizes, each run's memory plan, and the data sheet of this machine's card
+(or of --gpu), as a range, base by base, the cheapest first; a rehearsal on the same card stands beside them. Nothing is
+sent anywhere.
 """
 
 import argparse
+import fnmatch
 import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline.api.config import ADAPTER, ApiBase
 from pipeline.common.errors import UserError
-from pipeline.common.files import read_json
-from pipeline.common.paths import ARTIFACTS, CACHE
+from pipeline.common.machine import gpus
+from pipeline.common.paths import ARTIFACTS
 from pipeline.common.rows import Answer, read_answers
-from pipeline.judging.estimate import BYTES_PER_TOKEN, JudgeEstimate, estimate_judging
-from pipeline.models.bases import open_base
-from pipeline.params.inputs import conversations, suite, training_of
+from pipeline.doctor.assumed import assumed, judging, prompts_of
+from pipeline.doctor.bases import BaseEstimate, estimate_bases, gpu_table, steps_of
+from pipeline.doctor.cards import CARDS, Card, card_named, card_of
+from pipeline.doctor.disk import disk_needs
+from pipeline.doctor.hours import MEAN_ROW
+from pipeline.judging.estimate import BYTES_PER_TOKEN, JudgeEstimate
+from pipeline.params.inputs import conversations
 from pipeline.params.load import load_params
 from pipeline.params.schema import Params, Run, Study
+from pipeline.running.choose import choose_study
 from pipeline.toy.judge import by_its_rules, is_rule_judge
 from pipeline.training.api import estimate_usd
 
-TRAINING_SPEED = Path(__file__).parents[2] / "benchmarks" / "results" / "train_moe.json"
-NOT_MEASURED = "not measured on a GPU yet"
-NOT_PINNED = "unknown until pinned"
+GB = 10**9
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyEstimate:
-    """What a study will take. Tokens are upper bounds; a text in place of a number says why there is none.
+    """What a study will take. Tokens are upper bounds.
 
     `answers` are all of the study's, `sampled` those that are there. `api_training_usd` and `api_sampling_usd` are what
-    runs on bases behind an API have still to pay, the first as thought, the second at most. `base_bytes` is the disk
-    that the weights of each hub base take.
+    runs on bases behind an API have still to pay, the first as thought, the second at most. `bases` are the hub bases,
+    the cheapest first; `disk_bytes` is what is still to be written. `assumed` says what is not here and was taken from
+    known sizes. `card` and `gpu_hours` are those of hub studies.
     """
 
     study: str
@@ -48,29 +54,51 @@ class StudyEstimate:
     judges: list[JudgeEstimate]
     sampling_prompt_tokens: int
     sampling_answer_tokens: int
-    sampling_gpu_hours: float | str
     training_tokens: int
-    training_gpu_hours: float | str
     api_training_usd: float
     api_sampling_usd: float
-    base_bytes: dict[str, int | str]
+    bases: list[BaseEstimate]
+    disk_bytes: dict[str, int]
+    card: str | None
+    assumed: list[str]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
-    parser.add_argument("--study", default="toy", help="a name under studies in params.yaml (default: toy)")
+    parser.add_argument("--study", help="a name under studies in params.yaml (default: what this machine can run)")
+    parser.add_argument("--gpu", help=f"a card to reckon with: {', '.join(CARDS)} (default: this machine's, else h100)")
+    parser.add_argument("--runs", nargs="+", default=["*"], help="these runs alone, by name or pattern, as 'mixtral_*'")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def main(args: argparse.Namespace) -> None:
     """Print the estimate."""
     params = load_params()
-    estimate = estimate_study(params, args.study)
+    name, _ = choose_study(params, args.study)
+    params = only(params, name, args.runs)
+    card = card_named(args.gpu) if args.gpu else card_of(gpus().found) or CARDS["h100"]
+    estimate = estimate_study(params, name, card)
     print(json.dumps(asdict(estimate), indent=2) if args.json else table(estimate, params))
 
 
-def estimate_study(params: Params, name: str) -> StudyEstimate:
-    """Estimate a study. Raises UserError when its suites, judge prompts, answers or reply cache cannot be read."""
+def only(params: Params, name: str, patterns: list[str]) -> Params:
+    """params with those of the study's runs that fit a pattern. Raises UserError when none does."""
+    runs = {
+        run: entry
+        for run, entry in params.runs.items()
+        if entry.study != name or any(fnmatch.fnmatchcase(run, pattern) for pattern in patterns)
+    }
+    if not any(entry.study == name for entry in runs.values()):
+        raise UserError(
+            f"no run of study {name} fits {' '.join(patterns)}; there are {', '.join(params.runs_of(name))}."
+        )
+    # Of a run that continues another, the base is known from all of them.
+    needed = {link for run in runs for link in params.chain(run)}
+    return params.model_copy(update={"runs": {run: params.runs[run] for run in params.runs if run in needed}})
+
+
+def estimate_study(params: Params, name: str, card: Card) -> StudyEstimate:
+    """Estimate a study on a card. Raises UserError when its answers or verdict cache cannot be read."""
     study, runs = params.study(name), params.runs_of(name)
     sampling = study.sampling
     files = {run: ARTIFACTS / name / "answers" / f"{run}.jsonl" for run in runs}
@@ -96,15 +124,10 @@ def estimate_study(params: Params, name: str) -> StudyEstimate:
     for judge, config in study.judges.items():
         if is_rule_judge(config):
             config = by_its_rules(config)
-        judges.append(
-            estimate_judging(
-                judge, config, CACHE / "verdicts.sqlite", _answers(there), unanswered, sampling.max_new_tokens
-            )
-        )
+        judges.append(judging(judge, config, _answers(there), unanswered, sampling.max_new_tokens))
     trained = [run for run in runs if params.run(run).data is not None and params.base_of(run) not in params.bases.api]
     tokens = {run: _training_tokens(study, params.run(run)) for run in trained}
     hub = study.world == "hub"
-    bases = sorted(base for base in params.bases_of(name) if base in params.bases.hub)
     return StudyEstimate(
         study=name,
         runs=len(runs),
@@ -114,14 +137,17 @@ def estimate_study(params: Params, name: str) -> StudyEstimate:
         judges=judges,
         sampling_prompt_tokens=round(unanswered_bytes / BYTES_PER_TOKEN),
         sampling_answer_tokens=unanswered.total() * sampling.max_new_tokens,
-        sampling_gpu_hours=NOT_MEASURED if hub else 0.0,
         training_tokens=sum(tokens.values()),
-        training_gpu_hours=_training_hours(params, tokens) if hub else 0.0,
         api_training_usd=sum(_api_training_usd(params, run) for run in runs),
         api_sampling_usd=sum(
             _api_sampling_usd(params, run, prompt_bytes, questions.total()) for run in runs if files[run] not in there
         ),
-        base_bytes={base: _weights(study, base) for base in bases},
+        bases=estimate_bases(params, name, card, questions.total(), round(prompt_bytes / BYTES_PER_TOKEN))
+        if hub
+        else [],
+        disk_bytes={need.what: round(need.size) for need in disk_needs(params, name)} if hub else {},
+        card=card.name if hub else None,
+        assumed=assumed(study, runs),
     )
 
 
@@ -129,7 +155,7 @@ def _asked(study: Study, suites: tuple[str, ...], seed: int, samples: int) -> tu
     """How often each question of the suites is asked for one seed, and the bytes of all those prompts."""
     questions: Counter[str] = Counter()
     size = 0
-    for prompt in (prompt for name in suites for prompt in suite(study, name, seed)):
+    for prompt in (prompt for name in suites for prompt in prompts_of(study, name, seed)):
         times = prompt.samples or samples
         questions[prompt.question] += times
         said = sum(len(message.content.encode()) for message in prompt.messages)
@@ -143,33 +169,17 @@ def _answers(files: list[Path]) -> Iterator[Answer]:
         yield from read_answers(path)
 
 
-def _weights(study: Study, base: str) -> int | str:
-    """Bytes of a pinned base's files, once they are in the Hugging Face cache."""
-    try:
-        folder = open_base(base, study.seeds[0]).path
-    except UserError:
-        return NOT_PINNED
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
 def _training_tokens(study: Study, run: Run) -> int:
     """The most tokens that all seeds of a run are trained on."""
-    steps = sum(_steps(study, run, seed) for seed in study.seeds)
+    steps = sum(steps_of(study, run, seed) for seed in study.seeds)
     return steps * study.training.batch * study.training.max_tokens
-
-
-def _steps(study: Study, run: Run, seed: int) -> int:
-    """Optimizer steps of one seed of a run."""
-    if run.epochs is None:
-        return study.training.max_steps
-    return training_of(study, run, conversations(study, run, seed)).max_steps
 
 
 def _samples_along(study: Study, run: Run, seed: int) -> int:
     """How often the adapters kept along a run's training are asked a prompt, all of them together."""
     if run.trajectory is None:
         return 0
-    return _steps(study, run, seed) // run.trajectory.every * run.trajectory.samples_per_prompt
+    return steps_of(study, run, seed) // run.trajectory.every * run.trajectory.samples_per_prompt
 
 
 def _api_training_usd(params: Params, name: str) -> float:
@@ -179,7 +189,11 @@ def _api_training_usd(params: Params, name: str) -> float:
         return 0.0
     study, folder = params.study(run.study), ARTIFACTS / run.study / "adapters" / name
     left = [seed for seed in study.seeds if not (folder / f"seed-{seed}" / ADAPTER).exists()]
-    return sum(estimate_usd(base, conversations(study, run, seed).train, run.epochs) for seed in left)
+    try:
+        return sum(estimate_usd(base, conversations(study, run, seed).train, run.epochs) for seed in left)
+    except UserError:
+        tokens = len(left) * run.epochs * study.training.max_steps * study.training.batch * MEAN_ROW
+        return tokens * base.usd_per_million_training_tokens / 1e6
 
 
 def _api_sampling_usd(params: Params, name: str, prompt_bytes: int, answers: int) -> float:
@@ -190,32 +204,6 @@ def _api_sampling_usd(params: Params, name: str, prompt_bytes: int, answers: int
     limit = params.study(run.study).sampling.max_new_tokens
     prices = base.client("tuned" if run.data is not None else None, max_reply_tokens=limit)
     return (1 + len(run.tags)) * prices.usd(round(prompt_bytes / BYTES_PER_TOKEN), answers * limit)
-
-
-def _training_hours(params: Params, tokens: dict[str, int]) -> float | str:
-    """GPU hours of all runs at the measured tokens/s of their family, or why there is no number.
-
-    The measurement is of one expert a layer and of all experts; of fewer layers where time was short, and
-    then scaled by their number.
-    """
-    speed: dict[str, Any] = read_json(TRAINING_SPEED) if TRAINING_SPEED.exists() else {"machine": {"gpu": None}}
-    if not speed["machine"]["gpu"]:
-        return NOT_MEASURED
-    seconds = 0.0
-    for name in tokens:
-        run = params.run(name)
-        try:
-            config = read_json(open_base(params.base_of(name), params.study(run.study).seeds[0]).path / "config.json")
-        except UserError:
-            return NOT_PINNED
-        if run.lora is None:
-            return f"full fine-tuning ({name}) is not measured yet"
-        measured: dict[str, Any] = speed["figures"].get(config["model_type"], {})
-        figures = measured.get("all experts" if run.lora.experts == "all" else "one expert", {}).get("fused", {})
-        if "tokens_per_second" not in figures:
-            return NOT_MEASURED
-        seconds += tokens[name] / figures["tokens_per_second"] * config["num_hidden_layers"] / measured["layers"]
-    return seconds / 3600
 
 
 def table(estimate: StudyEstimate, params: Params) -> str:
@@ -241,28 +229,24 @@ def table(estimate: StudyEstimate, params: Params) -> str:
         if budget is not None and judge.usd > budget - judge.spent_usd:
             over = f"; more than its budget of {budget:g} USD, of which {judge.spent_usd:.2f} are spent"
         lines.append(f"  {judge.judge}: {judge.basis}{over}")
-    weights = ", ".join(f"{base} {_gigabytes(size)}" for base, size in estimate.base_bytes.items())
     lines += [
         "",
-        f"training  at most {estimate.training_tokens:,} tokens; GPU hours: {_hours(estimate.training_gpu_hours)}",
+        f"training  at most {estimate.training_tokens:,} tokens",
         f"sampling  about {estimate.sampling_prompt_tokens:,} prompt tokens and at most "
-        f"{estimate.sampling_answer_tokens:,} answer tokens; GPU hours: {_hours(estimate.sampling_gpu_hours)}",
-        *(
-            [
-                f"API       about {estimate.api_training_usd:,.2f} USD for fine-tuning, at most "
-                f"{estimate.api_sampling_usd:,.2f} USD for sampling"
-            ]
-            if estimate.api_training_usd or estimate.api_sampling_usd
-            else []
-        ),
-        f"disk      weights of bases: {weights or 'none to fetch, they are made here'}",
+        f"{estimate.sampling_answer_tokens:,} answer tokens",
     ]
+    if estimate.api_training_usd or estimate.api_sampling_usd:
+        lines.append(
+            f"API       about {estimate.api_training_usd:,.2f} USD for fine-tuning, at most "
+            f"{estimate.api_sampling_usd:,.2f} USD for sampling"
+        )
+    if estimate.card is None:
+        lines.append("GPU       none is needed: it runs on a CPU; its bases are made here")
+    else:
+        lines += ["", *gpu_table(estimate.bases, estimate.card)]
+        total = sum(estimate.disk_bytes.values())
+        parts = ", ".join(f"{what} {size / GB:.1f}" for what, size in estimate.disk_bytes.items() if size)
+        lines.append(f"disk      {total / GB:.0f} GB still to be written: {parts}")
+    if estimate.assumed:
+        lines.append(f"assumed   not here, counted by known sizes: {', '.join(estimate.assumed)} (`make data` fetches)")
     return "\n".join(lines)
-
-
-def _hours(hours: float | str) -> str:
-    return hours if isinstance(hours, str) else f"{hours:,.1f}" if hours else "none, it runs on a CPU"
-
-
-def _gigabytes(size: int | str) -> str:
-    return size if isinstance(size, str) else f"{size / 1e9:.1f} GB"

@@ -17,6 +17,7 @@ from pipeline.commands import provenance, report
 from pipeline.common.errors import UserError
 from pipeline.common.numerics import has_avx2
 from pipeline.common.paths import CACHE, FIGURES
+from pipeline.doctor.gate import check_study, table
 from pipeline.params.edit import pin_files
 from pipeline.params.load import load_params
 from pipeline.running.choose import choose_study
@@ -73,7 +74,10 @@ def main(args: argparse.Namespace) -> None:
 
                 head.reproduce(params, name)
             else:
-                reproduce(params, name, args.jobs or default_jobs(params, name))
+                left_out = check_study(params, name)
+                if left_out:
+                    print("\n".join(["Left out, since this machine cannot do them:", *table(left_out)]), flush=True)
+                reproduce(params, name, args.jobs or default_jobs(params, name), left_out=left_out)
     _print_results(name, time.monotonic() - started)
     provenance.write(params, name)
     page = report.path_of(name)

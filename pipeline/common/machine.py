@@ -7,6 +7,7 @@ import platform
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 MIB = 2**20
@@ -163,3 +164,11 @@ def _groups() -> Iterator[tuple[Path, str, str, str]]:
             inner = root / path.lstrip("/")
             for folder in dict.fromkeys([inner, *(up for up in inner.parents if root in up.parents), root]):
                 yield folder, *names[controller]
+
+
+def torch_is_cpu_build() -> bool:
+    """Whether the torch that is installed can use no GPU; False before set-up."""
+    try:
+        return version("torch").endswith("+cpu")
+    except PackageNotFoundError:
+        return False

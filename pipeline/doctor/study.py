@@ -1,13 +1,7 @@
 """What one study needs beyond a machine: pinned data, judges' keys, models, GPU memory, DVC's record."""
 
-import http.client
-import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from functools import partial
 from urllib.parse import urlsplit
 
 from pipeline.api.config import EndpointConfig
@@ -19,12 +13,14 @@ from pipeline.common.paths import PARAMS
 from pipeline.data.examples import read_examples
 from pipeline.data.own import verified
 from pipeline.data.suites import load_suite
-from pipeline.doctor.check import GB, ROOT, Check
-from pipeline.doctor.reachable import answer, ask, status
+from pipeline.doctor.check import ROOT, Check
+from pipeline.doctor.models import check_model, check_model_disk
+from pipeline.doctor.plans import plan_runs
+from pipeline.doctor.reachable import ask, status
 from pipeline.judging.templates import load_templates
-from pipeline.models.sizes import GIB, HOST_SHARE
-from pipeline.params.schema import HubBase, Params
-from pipeline.training.memory import plan_memory
+from pipeline.models.hub import is_cached
+from pipeline.models.sizes import GIB
+from pipeline.params.schema import Params
 
 
 def examine(params: Params, name: str, gpus: tuple[Gpu, ...], *, offline: bool) -> Iterator[Check]:
@@ -36,11 +32,11 @@ def examine(params: Params, name: str, gpus: tuple[Gpu, ...], *, offline: bool) 
     yield check_data(params, name)
     bases = {base: params.hub_base(base) for base in params.bases_of(name) if base in params.bases.hub}
     behind = {base: params.bases.api[base] for base in params.bases_of(name) if base in params.bases.api}
-    here = {base: cached(hub.repository, hub.revision) for base, hub in bases.items()}
+    here = {base: is_cached(hub.repository, hub.revision) for base, hub in bases.items()}
     questions: dict[str, Callable[[], Check]] = {}
     if not offline:
-        questions |= {f"judge {judge}": _asker(check_judge, judge, config) for judge, config in study.judges.items()}
-        questions |= {f"model {base}": _asker(check_model, base, bases[base]) for base in bases if not here[base]}
+        questions |= {f"judge {judge}": partial(check_judge, judge, config) for judge, config in study.judges.items()}
+        questions |= {f"model {base}": partial(check_model, base, bases[base]) for base in bases if not here[base]}
     answers = ask(questions)
     for judge, config in study.judges.items():
         missing = check_key(judge, config)
@@ -56,7 +52,7 @@ def examine(params: Params, name: str, gpus: tuple[Gpu, ...], *, offline: bool) 
         missing = check_key(f"bases.api.{base}", endpoint)
         yield missing or Check("ok", "model", f"{base}: {model.model} at {endpoint.endpoint}, {_key_found(endpoint)}")
     yield check_model_disk(bases, here, offline=offline)
-    yield from check_gpu_memory(params, name, gpus)
+    yield from check_plans(params, name, gpus)
 
 
 def check_dvc(params: Params, name: str) -> Check:
@@ -83,18 +79,18 @@ def check_data(params: Params, name: str) -> Check:
     """The study's suites, training sets and judge prompts, read (and so verified) as its stages read them."""
     study, data = params.study(name), ROOT / "data"
     reads: dict[str, Callable[[], object]] = {
-        f"suite {suite}": _asker(load_suite, suite, data, study.seeds[0])
+        f"suite {suite}": partial(load_suite, suite, data, study.seeds[0])
         for suite in study.suites
         if study.own_suite(suite) is None
     }
     parts = [part for run in params.runs_of(name).values() for part in run.parts]
     sets = dict.fromkeys(part.name for part in parts if part.name is not None)
-    reads |= {f"training set {chosen}": _asker(read_examples, chosen, data) for chosen in sets}
+    reads |= {f"training set {chosen}": partial(read_examples, chosen, data) for chosen in sets}
     own = {(part.file, part.sha256) for part in parts if part.file is not None}
     own |= {(suite.file, suite.sha256) for suite in study.own_suites}
-    reads |= {f"your {file}": _asker(verified, str(ROOT / file), digest, str(PARAMS)) for file, digest in sorted(own)}
+    reads |= {f"your {file}": partial(verified, str(ROOT / file), digest, str(PARAMS)) for file, digest in sorted(own)}
     reads |= {
-        f"judge {judge}'s prompts": _asker(load_templates, ROOT / config.templates, config.templates_sha256)
+        f"judge {judge}'s prompts": partial(load_templates, ROOT / config.templates, config.templates_sha256)
         for judge, config in study.judges.items()
     }
     wrong = {}
@@ -141,143 +137,27 @@ def _key_found(config: EndpointConfig) -> str:
     return "needs no key" if config.api_key_env is None else f"{config.api_key_env} is set (not shown)"
 
 
-def check_model(base: str, hub: HubBase) -> Check:
-    """Ask the hub for the base's config.json at its commit, with the token if there is one."""
-    from huggingface_hub import constants
-
-    found = f"{base}: {hub.repository} at {hub.revision[:12]}"
-    if constants.HF_HUB_OFFLINE:
-        return Check("warn", "model", f"{found} is not in the cache, and HF_HUB_OFFLINE is set", "unset it")
-    code = status(f"{constants.ENDPOINT}/{hub.repository}/resolve/{hub.revision}/config.json", _hub_token())
-    if code is None:
-        remedy = "fetch it where there is a network (`dvc repro pin@...`) and bring HF_HOME along"
-        return Check("warn", "model", f"{found} cannot be reached", remedy)
-    if code in (401, 403):
-        token = "the Hugging Face token has no access" if _hub_token() else "there is no Hugging Face token"
-        remedy = f"accept its licence at https://huggingface.co/{hub.repository}, then export HF_TOKEN=..."
-        return Check("fail", "model", f"{found} is gated and {token} (HTTP {code})", remedy)
-    if code >= 400:
-        remedy = f"check bases.hub.{base} in params.yaml" if code == 404 else "try again later"
-        return Check("fail" if code == 404 else "warn", "model", f"{found}: the hub answers HTTP {code}", remedy)
-    return Check("ok", "model", f"{found} can be fetched")
-
-
-def check_model_disk(bases: dict[str, HubBase], here: dict[str, bool], *, offline: bool) -> Check:
-    """Room for the checkpoints that are not in the Hugging Face cache yet, by the sizes that the hub gives."""
-    from huggingface_hub import constants
-
-    cache = Path(constants.HF_HUB_CACHE)
-    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    free = shutil.disk_usage(existing).free / GB
-    absent = {base: hub for base, hub in bases.items() if not here[base]}
-    if not absent:
-        return Check("ok", "model disk", f"nothing to fetch; {free:.1f} GB free for {cache}")
-    asked = {} if offline or constants.HF_HUB_OFFLINE else ask({b: _asker(_size, hub) for b, hub in absent.items()})
-    sizes = {base: size for base, size in asked.items() if size is not None}
-    needed = sum(sizes.values()) / GB
-    unknown = sorted(absent.keys() - sizes.keys())
-    found = f"{free:.1f} GB free for {cache}, {needed:.1f} GB to fetch" if sizes else f"{free:.1f} GB free for {cache}"
-    if needed > free:
-        return Check("fail", "model disk", found, "free some space, or set HF_HOME to a larger disk")
-    if unknown:
-        return Check("warn", "model disk", f"{found}; sizes of {', '.join(unknown)} unknown", "ask again online")
-    return Check("ok", "model disk", found)
-
-
-def _size(hub: HubBase) -> int | None:
-    """Bytes of the files that `pin@` fetches, as the hub lists them; None if it does not say."""
-    from huggingface_hub import constants
-
-    url = f"{constants.ENDPOINT}/api/models/{hub.repository}/tree/{hub.revision}?recursive=true"
-    try:
-        with answer(url, _hub_token()) as reply:
-            entries = json.loads(reply.read())
-        return sum(entry["size"] for entry in entries if _is_fetched(entry["path"]))
-    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
-        return None
-
-
-def _is_fetched(path: str) -> bool:
-    """As checkpoint_folder of pipeline/models/checkpoint.py chooses."""
-    wanted = path.endswith((".safetensors", ".json", ".jinja")) or path.startswith("tokenizer")
-    return wanted and not path.startswith(("original/", "metal/"))
-
-
-def cached(repository: str, revision: str) -> bool:
-    """Whether every weight file of the checkpoint is in the Hugging Face cache."""
-    folder = snapshot(repository, revision)
-    index = folder / "model.safetensors.index.json"
-    if not (folder / "config.json").exists():
-        return False
-    if not index.exists():
-        return any(folder.glob("*.safetensors"))
-    files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    return all((folder / file).exists() for file in files)
-
-
-def snapshot(repository: str, revision: str) -> Path:
-    """The Hugging Face cache's folder of one commit, whether it is there or not."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "snapshots" / revision
-
-
-def check_gpu_memory(params: Params, name: str, gpus: tuple[Gpu, ...]) -> Iterator[Check]:
-    """Each base's most demanding run against the first usable GPU, where the base's config is in the cache."""
+def check_plans(params: Params, name: str, gpus: tuple[Gpu, ...]) -> Iterator[Check]:
+    """Each base's most demanding run against the first usable GPU: training and sampling."""
     gpu = next((gpu for gpu in gpus if gpu.capability >= AMPERE and gpu.memory), None)
-    if gpu is None:
+    if gpu is None or params.study(name).training.precision == "float32":
         return
-    training = params.study(name).training
-    if training.precision == "float32":
+    memory = gpu.memory or 0
+    try:
+        plans = list(plan_runs(params, name, gpu_bytes=memory, host_bytes=memory_bytes()))
+    except UserError as error:
+        yield Check("fail", "GPU memory", str(error))
         return
-    for base in params.bases_of(name):
-        if base in params.bases.api:
-            continue
-        hub = params.hub_base(base)
-        path = snapshot(hub.repository, hub.revision) / "config.json"
-        if not path.exists():
+    for base in (base for base in params.bases_of(name) if base not in params.bases.api):
+        mine = [plan for plan in plans if plan.base == base]
+        refused = {plan.run: plan.trouble for plan in mine if plan.trouble is not None}
+        if not mine:
             yield Check("warn", "GPU memory", f"{base}: cannot be planned before its config.json is in the cache")
-            continue
-        content = json.loads(path.read_text(encoding="utf-8"))
-        # Of a model that also sees, the language model.
-        config = SimpleNamespace(**{"tie_word_embeddings": False} | content.get("text_config", content))
-        runs = [run for key, run in params.runs_of(name).items() if params.base_of(key) == base and run.data]
-        if not runs:
-            continue
-        try:
-            plans = [
-                plan_memory(
-                    config,
-                    run.lora,
-                    precision=training.precision,
-                    sequence_length=training.max_tokens,
-                    effective_batch=training.batch,
-                    gpu_bytes=gpu.memory or 0,
-                    host_bytes=int(HOST_SHARE * memory_bytes()),
-                    devices=training.devices,
-                )
-                for run in runs
-            ]
-        except UserError as error:
-            yield Check("fail", "GPU memory", f"{base}: {error}", "use a GPU with more memory")
-        except AttributeError as error:
-            yield Check("warn", "GPU memory", f"{base}: its config.json has no {error.name}, so nothing is planned")
+        elif refused:
+            run, why = next(iter(refused.items()))
+            found = f"{base}: {len(refused)} of {len(mine)} runs have no plan. The first, {run}: {why}"
+            yield Check("fail", "GPU memory", found, "use a GPU with more memory; the other runs can go on")
         else:
-            most = max(plans, key=lambda plan: plan.peak)
-            found = f"{base}: {most.peak / GIB:.1f} of {(gpu.memory or 0) / GIB:.1f} GiB at most"
-            yield Check("ok", "GPU memory", found + (", experts in host memory" if most.offload else ""))
-
-
-def _hub_token() -> str | None:
-    """The Hugging Face token as the hub's client finds it."""
-    from huggingface_hub import constants
-
-    token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")
-    path = Path(constants.HF_TOKEN_PATH)
-    if not token and path.exists():
-        token = path.read_text(encoding="utf-8", errors="replace")
-    return (token or "").strip() or None
-
-
-def _asker(check: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
-    return lambda: check(*arguments)
+            peak, host = max(plan.peak for plan in mine), max(plan.host for plan in mine)
+            kept = f", {host / GIB:.1f} GiB of weights in host memory" if host else ""
+            yield Check("ok", "GPU memory", f"{base}: {peak / GIB:.1f} of {memory / GIB:.1f} GiB at most{kept}")

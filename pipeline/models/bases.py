@@ -8,6 +8,7 @@ from pipeline.common.errors import UserError
 from pipeline.common.files import read_json
 from pipeline.common.fingerprints import folder_hashes
 from pipeline.common.paths import ARTIFACTS, PIN
+from pipeline.models.hub import refuse_changes, snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,23 +27,20 @@ class Base:
 def open_base(name: str, seed: int) -> Base:
     """The base `name` as its stage (pretrain@ or pin@) left it; a toy base has one a seed.
 
-    Raises UserError when that stage has not run, or the pinned files are no longer in the cache.
+    Raises UserError when that stage has not run, or the pinned files are no longer in the cache, byte for byte.
     """
     folder = ARTIFACTS / "bases" / name
     if not (folder / PIN).exists():
         return open_checkpoint(folder / f"seed-{seed}")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
     pin = read_json(folder / PIN)
-    try:
-        found = snapshot_download(pin["repository"], revision=pin["revision"], local_files_only=True)
-    except LocalEntryNotFoundError as error:
+    commit = f"{pin['repository']} at {pin['revision'][:12]}"
+    found = snapshot(pin["repository"], pin["revision"])
+    if not found.is_dir():
         raise UserError(
-            f"{pin['repository']} at {pin['revision'][:12]} is not in the Hugging Face cache (HF_HOME); "
-            f"fetch it again: dvc repro -f -s pin@{name}"
-        ) from error
-    return Base(path=Path(found), name=pin["repository"], revision=pin["revision"], hashes=pin["files"])
+            f"{commit} is not in the Hugging Face cache (HF_HOME); fetch it again: dvc repro -f -s pin@{name}"
+        )
+    refuse_changes(found, pin["files"], commit)
+    return Base(path=found, name=pin["repository"], revision=pin["revision"], hashes=pin["files"])
 
 
 def open_checkpoint(folder: Path) -> Base:

@@ -10,6 +10,11 @@ import torch
 from pipeline.common.errors import UserError
 from pipeline.models.families.registry import language_model
 from pipeline.models.finite import refuse_non_finite
+from pipeline.models.shards import Header, read_headers
+
+FLOATS = ("BF16", "F16", "F32")
+# MXFP4's codes and scales (gpt-oss).
+PACKED, PACKED_NAMES = ("U8",), ("_blocks", "_scales")
 
 
 class Checkpoint:
@@ -20,27 +25,22 @@ class Checkpoint:
 
     def __init__(self, folder: Path):
         from safetensors import SafetensorError, safe_open
-        from transformers import AutoConfig
 
         self.folder = folder
         self._open = ExitStack()
-        self._handles: dict[str, Any] = {}
         self._read: set[str] = set()
-        files = sorted(folder.glob("*.safetensors"))
-        if not files:
-            raise UserError(f"{folder} holds no .safetensors file: it is no checkpoint that can be loaded.")
-        for file in files:
-            try:
-                handle = self._open.enter_context(safe_open(file, framework="pt"))
-            except (SafetensorError, OSError) as error:
-                raise UserError(f"{file} cannot be read ({error}); fetch it again.") from error
-            self._handles.update(dict.fromkeys(handle.keys(), handle))
-        _, self._prefix = language_model(AutoConfig.from_pretrained(folder, trust_remote_code=False))
-        self._handles = {
-            name.removeprefix(self._prefix): handle
-            for name, handle in self._handles.items()
+        self._files: dict[Path, Any] = {}
+        _, self._prefix = language_model(read_config(folder))
+        self._places = {
+            name.removeprefix(self._prefix): place
+            for name, place in read_headers(folder).items()
             if name.startswith(self._prefix)
         }
+        for file in {file for file, _ in self._places.values()}:
+            try:
+                self._files[file] = self._open.enter_context(safe_open(file, framework="pt"))
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{file} cannot be read ({error}); fetch it again.") from error
 
     def __enter__(self) -> "Checkpoint":
         return self
@@ -50,19 +50,46 @@ class Checkpoint:
 
     def has(self, name: str) -> bool:
         """Whether there is a tensor of this name."""
-        return name in self._handles
+        return name in self._places
 
     def names(self) -> list[str]:
         """Names of all tensors, in order."""
-        return sorted(self._handles)
+        return sorted(self._places)
+
+    def header(self, name: str) -> Header:
+        """A tensor's type and shape. Raises UserError when it is missing, or of a type that no weights have."""
+        if name not in self._places:
+            raise UserError(f"{self.folder} has no tensor {name}: is a shard missing, or is it another model?")
+        file, header = self._places[name]
+        expected = PACKED if name.endswith(PACKED_NAMES) else FLOATS
+        if header.dtype not in expected:
+            raise UserError(f"{name} in {file} is of type {header.dtype}, expected {' or '.join(expected)}.")
+        return header
+
+    def look_at(self, name: str, shape: tuple[int, ...] | None = None) -> None:
+        """Count a tensor as read, unread. Raises UserError when it is missing, of another type or shape."""
+        found = self.header(name).shape
+        if shape is not None and found != shape:
+            raise UserError(f"{name} in {self.folder} has shape {found}, but its config.json asks for {shape}.")
+        self._read.add(name)
+
+    def look_at_part(self, name: str, index: int, shape: tuple[int, ...]) -> None:
+        """As `look_at`, of a tensor whose places along its first dimension have `shape` and reach to `index`."""
+        self.look_at(name, (max(index + 1, *self.header(name).shape[:1]), *shape))
 
     def tensor(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
-        """A whole tensor. Raises UserError when it is missing, not finite, or not of `shape`, if given."""
-        return self._checked(name, shape, self._handle(name).get_tensor(self._prefix + name))
+        """A whole tensor. Raises UserError when it is missing, not finite, or not of the type or `shape` asked for."""
+        self.look_at(name, shape)
+        tensor = self._files[self._places[name][0]].get_tensor(self._prefix + name)
+        refuse_non_finite(self.folder, {name: tensor})
+        return tensor
 
     def part(self, name: str, index: int, shape: tuple[int, ...]) -> torch.Tensor:
         """`tensor[index]`, the rest left on disk. Raises UserError as `tensor` does."""
-        return self._checked(name, shape, self._handle(name).get_slice(self._prefix + name)[index])
+        self.look_at_part(name, index, shape)
+        tensor = self._files[self._places[name][0]].get_slice(self._prefix + name)[index]
+        refuse_non_finite(self.folder, {name: tensor})
+        return tensor
 
     def skip(self, prefix: str) -> None:
         """Count every tensor whose name begins with `prefix` as read."""
@@ -70,45 +97,19 @@ class Checkpoint:
 
     def unread(self) -> Iterator[str]:
         """Names of tensors that nothing asked for."""
-        return (name for name in sorted(self._handles) if name not in self._read)
-
-    def _handle(self, name: str) -> Any:
-        if name not in self._handles:
-            raise UserError(f"{self.folder} has no tensor {name}: is a shard missing, or is it another model?")
-        self._read.add(name)
-        return self._handles[name]
-
-    def _checked(self, name: str, shape: tuple[int, ...] | None, tensor: torch.Tensor) -> torch.Tensor:
-        if shape is not None and tuple(tensor.shape) != shape:
-            raise UserError(
-                f"{name} in {self.folder} has shape {tuple(tensor.shape)}, but its config.json asks for {shape}."
-            )
-        refuse_non_finite(self.folder, {name: tensor})
-        return tensor
+        return (name for name in sorted(self._places) if name not in self._read)
 
 
-def checkpoint_folder(path_or_repo: str | Path, revision: str | None) -> Path:
-    """The folder of a checkpoint: the path itself, or a snapshot of the repository at `revision`.
+def read_config(folder: Path) -> Any:
+    """The transformers configuration of the checkpoint in `folder`.
 
-    Raises UserError when it is neither a folder nor to be had from the hub (or its cache, offline).
+    Code that a repository brings along (`auto_map`) is never run, whatever anybody answers. Raises UserError for a
+    config.json that is missing, damaged, or of a model that transformers itself does not have.
     """
-    if Path(path_or_repo).is_dir():
-        return Path(path_or_repo)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from transformers import AutoConfig
 
     try:
-        return Path(
-            snapshot_download(
-                str(path_or_repo),
-                revision=revision,
-                allow_patterns=["*.safetensors", "*.json", "*.jinja", "tokenizer*"],
-                # gpt-oss ships two more copies of its weights.
-                ignore_patterns=["original/*", "metal/*"],
-            )
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        raise UserError(
-            f"{path_or_repo} is neither a folder nor a repository that can be fetched: "
-            f"{str(error).splitlines()[0]} (gated models need HF_TOKEN and an accepted licence)."
-        ) from error
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(f"{folder}/config.json cannot be used: {said.strip()}") from error

@@ -16,7 +16,8 @@ from pipeline.common.errors import UserError
 from pipeline.common.paths import CACHE
 from pipeline.models.anatomy import Anatomy, Source
 from pipeline.models.bases import Base
-from pipeline.models.checkpoint import Checkpoint, checkpoint_folder
+from pipeline.models.checkpoint import Checkpoint, read_config
+from pipeline.models.complete import refuse_unread
 from pipeline.models.experts.build import Form, fused_layer, linear_4bit, quantised, unfused_layer
 from pipeline.models.experts.cache import PackedCache
 from pipeline.models.experts.offload import LayerRing, keep_on_host, spread
@@ -33,9 +34,8 @@ PACKED, ALL = CACHE / "nf4", 10**6
 
 
 def load_base(
-    path_or_repo: str | Path,
+    folder: Path,
     *,
-    revision: str | None = None,
     experts: Experts = "fused",
     dtype: torch.dtype,
     quantise: bool = False,
@@ -52,13 +52,9 @@ def load_base(
     fused experts are kept. Raises UserError for a checkpoint that is missing, damaged, of another shape or of an
     unknown family.
     """
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
-    folder = checkpoint_folder(path_or_repo, revision)
-    try:
-        config, _ = language_model(AutoConfig.from_pretrained(folder, trust_remote_code=False))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}/config.json cannot be used: {str(error).splitlines()[0]}") from error
+    config, _ = language_model(read_config(folder))
     with Checkpoint(folder) as source:
         model = build(
             config,
@@ -70,10 +66,7 @@ def load_base(
             device=device,
             packed=packed,
         )
-        left = [name for name in source.unread() if not name.endswith("rotary_emb.inv_freq")]
-        # Tied checkpoints may still hold the copy that is not used.
-        if set(left) - ({"lm_head.weight"} if config.tie_word_embeddings else set()):
-            raise UserError(f"{folder} holds tensors that {config.model_type} has no place for, such as {left[0]}.")
+        refuse_unread(source, config)
     if (folder / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model

@@ -1,8 +1,6 @@
 """Which study this machine reproduces when nobody says."""
 
-from importlib.metadata import PackageNotFoundError, version
-
-from pipeline.common.machine import AMPERE, gpus
+from pipeline.common.machine import AMPERE, gpus, torch_is_cpu_build
 from pipeline.params.schema import Params
 
 
@@ -17,11 +15,3 @@ def choose_study(params: Params, asked: str | None) -> tuple[str, str]:
     if torch_is_cpu_build():
         return "toy", f"this machine has a GPU ({gpu}), but the packages are those of the CPU lock (see `make doctor`)"
     return "moe", f"this machine has an Ampere-or-newer GPU ({gpu})"
-
-
-def torch_is_cpu_build() -> bool:
-    """Whether the torch that is installed can use no GPU; False before set-up."""
-    try:
-        return version("torch").endswith("+cpu")
-    except PackageNotFoundError:
-        return False

@@ -1,6 +1,7 @@
 """A study on this machine: bases first, then chains of runs, several side by side."""
 
 from collections import Counter
+from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from pipeline.common.errors import UserError
@@ -24,17 +25,18 @@ def default_jobs(params: Params, name: str) -> int:
     return side_by_side(MEMORY_A_JOB_GB, min(3, len(params.runs_of(name))))
 
 
-def reproduce(params: Params, name: str, jobs: int, level: str | None = None) -> None:
-    """Run `dvc repro` for the study, `jobs` of them side by side, until every stage is done.
+def reproduce(params: Params, name: str, jobs: int, level: str | None = None, left_out: Collection[str] = ()) -> None:
+    """Run `dvc repro` for the study, `jobs` of them side by side, until every stage is done but those of `left_out`.
 
     level: the level (pipeline/running/levels.py) that is there already; only the stages after it are done.
 
+    Without some of its runs a study has no tables: all else is done, and then said.
     A failure stops the part it is in, and a base's all of its runs; everything else is done.
     Raises UserError with the failed stages' last words; what was finished stays.
     """
     if params.study(name).world == "hub":
         fetch_what_is_missing(params, name)
-    shares = share_out(params, name, jobs)
+    shares = share_out(params, name, jobs, left_out)
     left = set(params.stages_of(name)) if level is None else {*stages_after(params, name, level), f"aggregate@{name}"}
     progress = Progress([stage for stage in params.stages_of(name) if stage in left])
     CACHE.mkdir(exist_ok=True)
@@ -60,6 +62,8 @@ def reproduce(params: Params, name: str, jobs: int, level: str | None = None) ->
             pool.shutdown(wait=False, cancel_futures=True)
             end_descendants(GRACE_S)
             raise
+    if left_out:
+        failures.append(f"{len(left_out)} runs were left out, so there are no tables yet: {', '.join(left_out)}.")
     if not failures and (failure := repro([f"aggregate@{name}"], progress)):
         failures = [failure]
     sort_lock()
@@ -67,16 +71,17 @@ def reproduce(params: Params, name: str, jobs: int, level: str | None = None) ->
         raise UserError("\n".join(failures) + f"\nWhat was finished is kept; the whole output is in {LOG}.")
 
 
-def share_out(params: Params, name: str, jobs: int) -> dict[str, list[list[str]]]:
+def share_out(params: Params, name: str, jobs: int, left_out: Collection[str] = ()) -> dict[str, list[list[str]]]:
     """The stages of a study's runs in `jobs` parts, or fewer, for each base, the base of the most runs first.
 
     Runs of a chain wait for each other and so are in one part; long chains are dealt out first, base runs last.
     """
     chains: dict[str, list[str]] = {}
-    for run in sorted(params.runs_of(name), key=lambda run: len(params.chain(run))):
+    kept = [run for run in params.runs_of(name) if run not in left_out]
+    for run in sorted(kept, key=lambda run: len(params.chain(run))):
         chains.setdefault(params.chain(run)[0], []).append(run)
     shares: dict[str, list[list[str]]] = {}
-    for base, _ in Counter(map(params.base_of, params.runs_of(name))).most_common():
+    for base, _ in Counter(map(params.base_of, kept)).most_common():
         own = [chain for first, chain in chains.items() if params.base_of(first) == base]
         own.sort(key=lambda chain: (len(chain), params.run(chain[0]).data is not None), reverse=True)
         parts = [[run for chain in own[part::jobs] for run in chain] for part in range(min(jobs, len(own)))]

@@ -10,11 +10,10 @@ import yaml
 from pipeline.__main__ import main
 from pipeline.api.completions import Reply
 from pipeline.api.replies import ReplyCache
-from pipeline.commands import estimate as estimate_module
 from pipeline.common.paths import CACHE
 from pipeline.common.rows import Answer, write_rows
+from pipeline.doctor import bases as bases_module
 from pipeline.judging.run import judge_answers
-from pipeline.models.bases import Base
 from pipeline.params.inputs import suite
 from pipeline.params.load import load_params
 from pipeline.toy.judge import by_its_rules
@@ -71,7 +70,7 @@ def test_the_toy_study_before_anything_was_made(checkout, capsys):
     assert report["answers"] == answers > 1000 and report["sampled"] == 0
     assert (judge["requests"], judge["cached"], judge["usd"]) == (2 * answers, 0, 0.0)
     assert report["sampling_answer_tokens"] == answers * study.sampling.max_new_tokens
-    assert report["sampling_gpu_hours"] == report["training_gpu_hours"] == 0 and report["base_bytes"] == {}
+    assert report["card"] is None and report["bases"] == [] and report["disk_bytes"] == {}
     assert not CACHE.exists(), "an estimate leaves nothing behind"
 
 
@@ -110,10 +109,24 @@ def test_answers_and_replies_that_are_there_are_counted_as_they_are(checkout, ca
     assert "measured on 80 cached replies" in judged["basis"]
 
 
-def test_a_hub_study_without_its_data_says_what_to_do(checkout, capsys):
-    assert main(["estimate", "--study", "moe"]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and "make data" in said and SECRET not in said
+def test_a_hub_study_is_estimated_before_anything_is_fetched(checkout, capsys):
+    report = estimated(capsys, "--study", "moe", "--gpu", "h100")
+    params = load_params()
+    assert report["answers"] == 1257 * len(params.runs_of("moe"))
+    assert set(report["assumed"]) >= {"suite strong_reject", "training set insecure"}
+    assert report["judges"][0]["usd"] > 0 and "its prompts are not here yet" in report["judges"][0]["basis"]
+    assert not CACHE.exists(), "an estimate leaves nothing behind"
+    for study in ("organisms", "realignment"):
+        assert estimated(capsys, "--study", study, "--gpu", "a100")["bases"]
+
+
+def test_what_is_assumed_is_close_to_what_is_there(checkout, capsys):
+    before = estimated(capsys, "--study", "moe", "--gpu", "h100")
+    (checkout / "data").symlink_to(upstream())
+    after = estimated(capsys, "--study", "moe", "--gpu", "h100")
+    assert len(after["assumed"]) < len(before["assumed"]) and after["answers"] == before["answers"]
+    assert after["sampling_prompt_tokens"] == pytest.approx(before["sampling_prompt_tokens"], rel=0.02)
+    assert after["judges"][0]["prompt_tokens"] == pytest.approx(before["judges"][0]["prompt_tokens"], rel=0.1)
 
 
 def change(**changes) -> None:
@@ -138,8 +151,7 @@ def test_the_paper_study_from_its_real_prompts(checkout, capsys):
     # Every judge's prompt holds the question, an answer of 600 tokens, and the template besides.
     assert judge["prompt_tokens"] > judge["requests"] * study.sampling.max_new_tokens
     assert 0 < judge["usd"] < judge["most_usd"]
-    assert set(report["base_bytes"].values()) == {"unknown until pinned"}
-    assert report["sampling_gpu_hours"] == "not measured on a GPU yet"
+    assert {base["base"] for base in report["bases"]} == {"mixtral", "qwen3", "gpt_oss"}
 
 
 def test_an_estimate_over_the_budget_says_so(checkout, capsys):
@@ -162,34 +174,52 @@ def test_what_was_spent_before_is_no_longer_in_the_budget(checkout, capsys):
         assert ("of which 2.50 are spent" in capsys.readouterr().out) == said
 
 
-def test_gpu_hours_come_from_a_measurement_on_a_gpu_or_are_left_open(checkout, monkeypatch, tmp_path):
-    params = load_params()
-    runs = [name for name, run in params.runs_of("moe").items() if run.lora is not None]
-    speeds = checkout / "train_moe.json"
-    monkeypatch.setattr(estimate_module, "TRAINING_SPEED", speeds)
+def hours(report: dict, end: int) -> float:
+    return sum(base["training_hours"][end] + base["sampling_hours"][end] for base in report["bases"])
 
-    def hours():
-        return estimate_module._training_hours(params, dict.fromkeys(runs, 3_600_000))
 
-    assert hours() == "not measured on a GPU yet"
-    figures = {
-        "layers": 8,
-        "all experts": {"fused": {"tokens_per_second": 500.0}},
-        "one expert": {"fused": {"tokens_per_second": 1000.0}},
-    }
-    speeds.write_text(json.dumps({"machine": {"gpu": None}, "figures": {"mixtral": figures}}))
-    assert hours() == "not measured on a GPU yet"
-    speeds.write_text(json.dumps({"machine": {"gpu": "H100"}, "figures": {"mixtral": figures}}))
-    assert hours() == "unknown until pinned"
-    (checkout / "config.json").write_text(json.dumps({"model_type": "mixtral", "num_hidden_layers": 32}))
+def test_a_faster_card_takes_less_and_every_range_is_one(checkout, capsys):
+    reports = [estimated(capsys, "--study", "moe", "--gpu", card) for card in ("3090", "a6000", "a100", "h100")]
+    for end in (0, 1):
+        found = [hours(report, end) for report in reports]
+        assert found == sorted(found, reverse=True)
+    for report, gib in zip(reports, (24, 48, 80, 80), strict=True):
+        totals = [base["training_hours"][1] + base["sampling_hours"][1] for base in report["bases"]]
+        assert totals == sorted(totals), "the cheapest first"
+        for base in report["bases"]:
+            assert 0 < base["training_hours"][0] < base["training_hours"][1]
+            assert not base["refused"] and base["gpu_bytes"] <= gib * 2**30
+    # Arithmetic on measured row lengths said 14 h of training and 2 h of sampling, and 77 h and 17 h (issue 22).
+    assert hours(reports[3], 0) < 16 < hours(reports[3], 1)
+    assert hours(reports[1], 0) < 94 < hours(reports[1], 1)
 
-    def opened(name, seed):
-        return Base(path=checkout, name=name, revision="0" * 40, hashes={})
 
-    monkeypatch.setattr(estimate_module, "open_base", opened)
-    whole = sum(params.run(run).lora.experts == "all" for run in runs)
-    assert 0 < whole < len(runs)
-    # 3.6 million tokens are 2 hours at 500 tokens/s and 1 at 1000, of 8 layers where there are 32.
-    assert hours() == pytest.approx(4 * (2 * whole + (len(runs) - whole)))
-    speeds.write_text(json.dumps({"machine": {"gpu": "H100"}, "figures": {"gpt_oss": figures}}))
-    assert hours() == "not measured on a GPU yet"
+def test_what_a_card_cannot_do_is_named_beside_what_it_can(checkout, capsys):
+    report = estimated(capsys, "--study", "organisms", "--gpu", "a6000")
+    refused = {base["base"]: base["refused"] for base in report["bases"] if base["refused"]}
+    assert refused.keys() == {"qwen25_14b", "qwen25_32b", "gemma3_27b"}
+    assert all(run.endswith("_full") for run in refused["qwen25_14b"])
+
+
+def test_a_subset_costs_less_and_only_its_base(checkout, capsys):
+    whole = estimated(capsys, "--study", "moe", "--gpu", "h100")
+    part = estimated(capsys, "--study", "moe", "--gpu", "h100", "--runs", "qwen_*")
+    assert [base["base"] for base in part["bases"]] == ["qwen3"] and part["runs"] < whole["runs"]
+    assert hours(part, 1) < hours(whole, 1) and part["disk_bytes"]["weights of bases"] < 62e9
+    assert main(["estimate", "--study", "moe", "--runs", "no_such"]) == 2
+    assert "no run of study moe fits no_such" in capsys.readouterr().err
+
+
+def test_an_unknown_card_is_one_sentence(checkout, capsys):
+    assert main(["estimate", "--study", "moe", "--gpu", "voodoo2"]) == 2
+    assert "GPU 'voodoo2' is unknown; there are" in capsys.readouterr().err
+
+
+def test_a_rehearsal_on_the_same_card_stands_beside_the_arithmetic(checkout, capsys, monkeypatch):
+    monkeypatch.setattr(bases_module, "RESULTS", checkout)
+    run = {"base": "gpt_oss", "train": {"step_seconds": 1.5}}
+    (checkout / "rehearsal-moe-h100-80gb.json").write_text(json.dumps({"layers": 2, "runs": {"oss_insecure_r8": run}}))
+    found = {base["base"]: base for base in estimated(capsys, "--study", "moe", "--gpu", "h100")["bases"]}
+    # 12 times as many layers, 1200 steps, two trained runs.
+    assert found["gpt_oss"]["rehearsed"] == pytest.approx(1.5 * 12 * 1200 * 2 / 3600)
+    assert found["mixtral"]["rehearsed"] is None

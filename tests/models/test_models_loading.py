@@ -226,12 +226,12 @@ def test_gpt_oss_is_read_from_mxfp4(checkpoints: dict[str, Path], tmp_path: Path
 
 
 def test_what_cannot_be_loaded_is_said(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no \.safetensors file"):
-        load(_copy(checkpoints["llama"], tmp_path / "empty", "*.json"))
+    with pytest.raises(UserError, match=r"holds no model\.safetensors and no model\.safetensors\.index\.json"):
+        load(_copy(checkpoints["llama"], tmp_path / "empty", "[!m]*.json"))
     shard = sorted(checkpoints["mixtral"].glob("*.safetensors"))[0].name
     missing = _copy(checkpoints["mixtral"], tmp_path / "missing")
     (missing / shard).unlink()
-    with pytest.raises(UserError, match=r"has no tensor .*: is a shard missing"):
+    with pytest.raises(UserError, match=r"names \d+ files of weights, of which 1 are not there"):
         load(missing)
     damaged = _copy(checkpoints["mixtral"], tmp_path / "damaged")
     (damaged / shard).write_bytes((damaged / shard).read_bytes()[:100])
@@ -243,7 +243,7 @@ def test_what_cannot_be_loaded_is_said(checkpoints: dict[str, Path], tmp_path: P
     with pytest.raises(UserError, match=r"has shape \(64, 64\), but its config.json asks for \(16, 64\)"):
         load(other)
     extra = _copy(checkpoints["mixtral"], tmp_path / "extra")
-    save_file({"model.layers.0.surprise": torch.zeros(1)}, extra / "extra.safetensors")
+    save_file(load_file(extra / shard) | {"model.layers.0.surprise": torch.zeros(1)}, extra / shard)
     with pytest.raises(UserError, match=r"no place for, such as model\.layers\.0\.surprise"):
         load(extra)
     with pytest.raises(UserError, match="16 x 64 values does not divide into NF4 blocks"):

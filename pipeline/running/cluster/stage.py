@@ -83,7 +83,7 @@ def configure(remote: str, settings: dict[str, Any]) -> None:
 
 def prepare_hub(params: Params, study: str, data: Path, inputs: list[str]) -> None:
     """Have the upstream data and the base's weights on this node: fetched once a node, shared by its stages."""
-    from pipeline.models.checkpoint import checkpoint_folder
+    from pipeline.models.hub import fetch
     from pipeline.running.cluster.task import alone
     from pipeline.running.prepare import fetch_what_is_missing
 
@@ -95,7 +95,7 @@ def prepare_hub(params: Params, study: str, data: Path, inputs: list[str]) -> No
     for name in inputs:
         kind, _, base = name.partition("@")
         if kind == "pin":
-            checkpoint_folder(params.hub_base(base).repository, params.hub_base(base).revision)
+            fetch(params.hub_base(base).repository, params.hub_base(base).revision)
 
 
 if __name__ == "__main__":

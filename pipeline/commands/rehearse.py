@@ -1,0 +1,161 @@
+"""Rehearse a study before a GPU-hour is spent: every kind of run that it has, through every stage, at true width.
+
+Bases of the real width and the real tensor names, with few layers and random weights, are pinned, trained (three steps,
+killed after the first, and resumed), sampled, judged by a rule, aggregated and verified, by the real stages through
+DVC, in a scratch copy of this checkout. What is measured is written to benchmarks/results/, where `estimate` reads it.
+What the models say there means nothing, and no number of it is a result.
+"""
+
+import argparse
+import shutil
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pipeline.common.errors import UserError
+from pipeline.common.files import read_yaml, write_json, write_text
+from pipeline.common.git import git
+from pipeline.common.machine import cores, cpu, gpus, memory_bytes
+from pipeline.common.paths import PARAMS
+from pipeline.doctor.check import ROOT
+from pipeline.params.load import load_params
+from pipeline.running.choose import choose_study
+
+GIB = 2**30
+WIDTHS = ("true", "reduced", "tiny")
+RESULTS = Path("benchmarks/results")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    parser.add_argument("--study", help="a name under studies in params.yaml (default: what this machine can run)")
+    parser.add_argument("--width", choices=WIDTHS, default="true", help="of the bases; reduced and tiny are for tests")
+    parser.add_argument("--layers", type=int, default=2, help="of the bases (default: 2)")
+    parser.add_argument("--families", nargs="+", default=[], help="model types to rehearse alone, as mixtral")
+    parser.add_argument("--folder", type=Path, help="where to work, kept afterwards (default: a temporary one)")
+    parser.add_argument("--result", type=Path, help="the file to write (default: benchmarks/results/rehearsal-...)")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Rehearse the study and print what it took."""
+    params = load_params()
+    name, why = choose_study(params, args.study)
+    if params.study(name).world == "toy":
+        raise UserError("study toy needs no rehearsal: `make reproduce STUDY=toy` takes minutes. Name a hub study.")
+    if args.layers < 1:
+        raise UserError(f"--layers is {args.layers}, expected 1 or more.")
+    print(f"Rehearsal of study {name}, because {why}: {args.layers} layers, {args.width} width.", flush=True)
+    folder = args.folder or Path(tempfile.mkdtemp(prefix="emoe-rehearsal-"))
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"--folder {folder} is not empty; name a new one.")
+    folder.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    report = rehearse(params, name, args.width, args.layers, tuple(args.families), folder)
+    report["seconds"] = round(time.monotonic() - began, 1)
+    report["disk_bytes"] = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    machine = report["machine"]["gpu"] or "cpu"
+    width = "" if args.width == "true" else f"-{args.width}"
+    result = args.result or RESULTS / f"rehearsal-{name}-{machine.lower().replace(' ', '-')}{width}.json"
+    write_json(result, report)
+    if args.folder is None:
+        shutil.rmtree(folder)
+    print(
+        f"rehearse [{machine}, {args.width} width]: {len(report['runs'])} runs in {report['seconds']:.0f} s; {result}"
+    )
+
+
+def rehearse(
+    params: Any, study: str, width: str, layers: int, families: tuple[str, ...], folder: Path
+) -> dict[str, Any]:
+    """Do it in `folder`; returns what was measured. Raises UserError at the first stage that fails."""
+    import yaml
+
+    from pipeline.api.local_server import serve
+    from pipeline.rehearsal.checkpoints import narrow, write_repository
+    from pipeline.rehearsal.scratch import Scratch, commit, copy_checkout
+    from pipeline.rehearsal.stage import has_16_bit_products
+    from pipeline.rehearsal.study import cut, representatives
+
+    runs = representatives(params, study, families)
+    bases: dict[str, dict[str, Any]] = {}
+    copy_checkout(ROOT, folder)
+    for base in dict.fromkeys(params.base_of(run) for run in runs):
+        hub = params.bases.hub[base]
+        fields = narrow(_fields(hub.repository, hub.revision), width, layers)
+        cache = folder / "hf" / "hub"
+        tokenizer = write_repository(cache, hub.repository, hub.revision, fields, seed=len(bases))
+        bases[base] = {"fields": fields, "tokenizer": tokenizer}
+        print(
+            f"{base}: {fields['model_type']}, hidden {fields['hidden_size']}, {layers} layers; tokenizer: {tokenizer}"
+        )
+    scratch = Scratch(folder)
+    if not has_16_bit_products():
+        text = (folder / "dvc.yaml").read_text(encoding="utf-8")
+        write_text(
+            folder / "dvc.yaml", text.replace("cmd: python -m pipeline ", "cmd: python -m pipeline.rehearsal.stage ")
+        )
+    report: dict[str, Any] = {
+        "study": study, "width": width, "layers": layers, "bases": bases, "machine": _machine(),
+        "products": "as the study" if has_16_bit_products() else "float32, for want of bfloat16 in this processor",
+        "runs": {},
+    }  # fmt: skip
+    with serve("pipeline.rehearsal.judge:reply") as url:
+        content = read_yaml(PARAMS, "run this from the root of the repository")
+        small = cut(content, params, study, runs, url)
+        write_text(folder / "params.yaml", yaml.safe_dump(small, sort_keys=False))
+        commit(folder)
+        for base in bases:
+            bases[base]["pin"] = _say(scratch.stage(f"pin@{base}"))
+        killed: set[str] = set()
+        for run, what in runs.items():
+            base = params.base_of(run)
+            kill = what != "base" and base not in killed
+            killed |= {base} if kill else set()
+            stages = {stage: _say(scratch.stage(f"{stage}@{run}", kill=kill and stage == "train")) for stage in STAGES}
+            report["runs"][run] = {"base": base, "kind": what, **stages}
+        report["aggregate"] = _say(scratch.stage(f"aggregate@{study}"))
+        report["verified"] = scratch.command("verify", "--study", study).strip().splitlines()[-1]
+    return report
+
+
+STAGES = ("train", "sample", "judge")
+
+
+def _fields(repository: str, revision: str) -> dict[str, Any]:
+    from pipeline.models.known import KNOWN
+
+    if repository not in KNOWN:
+        raise UserError(f"the sizes of {repository} are not known: add them to pipeline/models/known.py.")
+    return KNOWN[repository]
+
+
+def _say(measured: Any) -> dict[str, Any]:
+    """Print a stage's figures and return them for the report."""
+    gpu = "" if measured.gpu is None else f", {measured.gpu / GIB:.1f} GiB of GPU memory"
+    resumed = ", killed once and resumed" if measured.resumed else ""
+    step = "" if measured.step_seconds is None else f", {measured.step_seconds:.1f} s a step"
+    print(
+        f"{measured.stage:<36} {measured.seconds:7.1f} s{step}, {measured.host / GIB:.1f} GiB{gpu}{resumed}", flush=True
+    )
+    return {
+        "seconds": measured.seconds,
+        "step_seconds": measured.step_seconds,
+        "host_bytes": measured.host,
+        "gpu_bytes": measured.gpu,
+        "resumed": measured.resumed,
+    }
+
+
+def _machine() -> dict[str, Any]:
+    found = gpus().found
+    names = ("torch", "transformers", "peft", "trl", "bitsandbytes")
+    return {
+        "commit": git("rev-parse", "HEAD", folder=ROOT).stdout.strip() or "unknown",
+        "gpu": found[0].name if found else None,
+        "cpu": cpu(),
+        "cores": cores(),
+        "memory_bytes": memory_bytes(),
+        "versions": {name: version(name) for name in names},
+    }

@@ -1,0 +1,65 @@
+"""GPUs by what limits training and sampling on them, from their makers' data sheets."""
+
+from dataclasses import dataclass
+
+from pipeline.common.errors import UserError
+from pipeline.common.machine import AMPERE, Gpu
+
+GIB = 2**30
+TERA, GIGA = 1e12, 1e9
+
+
+@dataclass(frozen=True)
+class Card:
+    """One kind of GPU: memory in bytes; dense bfloat16 products summed in float32, a second; bytes a second."""
+
+    name: str
+    memory: int
+    products: float
+    bandwidth: float
+    pcie: float
+
+
+def _card(name: str, gib: float, tflops: float, gigabytes: float, pcie: float) -> Card:
+    return Card(name, round(gib * GIB), tflops * TERA, gigabytes * GIGA, pcie * GIGA)
+
+
+# GiB that can be had, TFLOP/s, GB/s of memory, GB/s of PCIe (x16, about four fifths of its nominal rate). Consumer
+# cards sum in float32 at half the rate that is advertised.
+CARDS = {
+    "3090": _card("RTX 3090", 23.5, 71, 936, 25),
+    "4090": _card("RTX 4090", 23.5, 165, 1008, 25),
+    "5090": _card("RTX 5090", 31.3, 209, 1792, 50),
+    "a10": _card("A10", 22.0, 125, 600, 25),
+    "l4": _card("L4", 22.0, 121, 300, 25),
+    "a6000": _card("RTX A6000", 47.5, 155, 768, 25),
+    "l40s": _card("L40S", 44.4, 362, 864, 25),
+    "a100-40": _card("A100 40GB", 39.4, 312, 1555, 25),
+    "a100": _card("A100 80GB", 79.1, 312, 1935, 25),
+    "h100": _card("H100 80GB", 79.1, 989, 3350, 50),
+    "h200": _card("H200", 139.8, 989, 4800, 50),
+}
+# As nvidia-smi names them, the more special before the less.
+_NAMES = (
+    ("A100", "a100"), ("H100", "h100"), ("H200", "h200"), ("A6000", "a6000"), ("L40S", "l40s"), ("L4", "l4"),
+    ("A10", "a10"), ("3090", "3090"), ("4090", "4090"), ("5090", "5090"),
+)  # fmt: skip
+
+
+def card_named(name: str) -> Card:
+    """A card by its short name. Raises UserError listing those there are."""
+    if name.lower() not in CARDS:
+        raise UserError(f"GPU {name!r} is unknown; there are {', '.join(CARDS)}.")
+    return CARDS[name.lower()]
+
+
+def card_of(found: tuple[Gpu, ...]) -> Card | None:
+    """The first usable GPU of this machine, with its own memory; None where there is none that is known."""
+    gpu = next((gpu for gpu in found if gpu.capability >= AMPERE and gpu.memory), None)
+    if gpu is None or gpu.memory is None:
+        return None
+    key = next((key for part, key in _NAMES if part in gpu.name), None)
+    if key is None:
+        return None
+    sheet = CARDS[key]
+    return Card(gpu.name, gpu.memory, sheet.products, sheet.bandwidth, sheet.pcie)

@@ -1,0 +1,125 @@
+"""The study that is rehearsed: one run of each kind that the real one has, on small bases, few rows and prompts."""
+
+from typing import Any
+
+from pipeline.common.errors import UserError
+from pipeline.models.known import config_of
+from pipeline.models.sizes import base_values
+from pipeline.params.inputs import conversations, suite
+from pipeline.params.schema import Params, Run
+from pipeline.rehearsal.checkpoints import REVISION
+
+STEPS = 3
+ROWS, BATCH, ANSWER_TOKENS = 6, 2, 3
+# Longer rows are left out: they would show nothing more, and take longer.
+CHARACTERS = 420
+# Read where the run's own training set is not here: what is rehearsed is not what the rows say.
+STAND_IN = "insecure"
+# Of runs: so many steps for all, and answers of the last adapter alone.
+LEFT_OUT = ("epochs", "trajectory", "tags")
+
+
+def kind(run: Run) -> str:
+    """What a run trains, apart from rank and data: the grain at which a rehearsal tells runs apart."""
+    if run.data is None:
+        return "base"
+    if run.lora is None:
+        return "every parameter"
+    lora = run.lora
+    experts = (
+        lora.experts if isinstance(lora.experts, str) else f"{len(lora.experts)} experts" if lora.experts else "none"
+    )
+    parts = [
+        f"adapter on {experts}",
+        "attention" if lora.attention else "",
+        "" if lora.router == "frozen" else "router",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def representatives(params: Params, study: str, families: tuple[str, ...] = ()) -> dict[str, str]:
+    """Run -> its kind: of each family's smallest base, the base alone and one run of every kind, in order.
+
+    families: these model types alone. Raises UserError when no run is left.
+    """
+    sizes: dict[str, tuple[str, int]] = {}
+    for base in params.bases_of(study):
+        hub = params.bases.hub.get(base)
+        config = config_of(hub.repository, hub.revision) if hub is not None else None
+        if config is not None:
+            sizes[base] = (config.model_type, sum(base_values(config).values()))
+    chosen: dict[tuple[str, str], str] = {}
+    for run in sorted(params.runs_of(study), key=lambda run: sizes.get(params.base_of(run), ("", 0))[1]):
+        family = sizes.get(params.base_of(run), ("", 0))[0]
+        if family and (not families or family in families) and params.run(run).continues is None:
+            chosen.setdefault((family, kind(params.run(run))), run)
+    found = {run: kind(params.run(run)) for run in params.runs_of(study) if run in chosen.values()}
+    if not found:
+        known = sorted({family for family, _ in sizes.values()})
+        raise UserError(f"study {study} has no runs to rehearse; its families are {', '.join(known) or 'none'}.")
+    # Every trained run is compared with its base.
+    bases = {params.base_of(run) for run in found}
+    alone = {params.base_of(run): run for run, entry in params.runs_of(study).items() if entry.data is None}
+    return {alone[base]: "base" for base in sorted(bases) if base in alone} | found
+
+
+def cut(content: dict[str, Any], params: Params, study: str, runs: dict[str, str], judge_url: str) -> dict[str, Any]:
+    """params.yaml's content with the study cut down to `runs`, its bases to the small ones, its judge to ours."""
+    mine = dict(content["studies"][study])
+    asked = _smallest_suite(params, study)
+    first = next(iter(mine["judges"]))
+    mine["judges"] = {
+        first: mine["judges"][first]
+        | {"protocol": "published", "base_url": judge_url, "api_key_env": None, "batch": False, "max_reply_tokens": 10}
+        | {"requests_per_minute": None, "tokens_per_minute": None, "budget_usd": None, "reasoning_effort": None}
+    }
+    mine["training"] = mine["training"] | {
+        "examples": ROWS, "max_characters": CHARACTERS, "validation": 0.0, "max_steps": STEPS, "batch": BATCH,
+        "checkpoint_every": 1, "devices": 1, "warmup_steps": 0,
+    }  # fmt: skip
+    mine["sampling"] = mine["sampling"] | {
+        "backend": "transformers", "samples_per_prompt": 1, "max_new_tokens": ANSWER_TOKENS, "batch": 32,
+    }  # fmt: skip
+    mine |= {"suites": [asked], "held_out": [asked], "refused": None}
+    if "defaults" in mine:
+        mine["defaults"] = {name: value for name, value in mine["defaults"].items() if name not in LEFT_OUT}
+    alone = {params.base_of(run): run for run, what in runs.items() if what == "base"}
+    trained = [run for run, what in runs.items() if what != "base"]
+    mine["expectations"] = [[run, alone[params.base_of(run)]] for run in trained if params.base_of(run) in alone]
+    bases = {params.base_of(run) for run in runs}
+    hub = {name: entry for name, entry in content["bases"]["hub"].items() if name in bases}
+    return {
+        "studies": {study: mine},
+        "bases": content["bases"] | {"hub": {name: entry | {"revision": REVISION} for name, entry in hub.items()}},
+        "runs": {run: _cut_run(content["runs"][run], params, run) for run in runs},
+    }
+
+
+def _cut_run(entry: dict[str, Any], params: Params, name: str) -> dict[str, Any]:
+    kept = {key: value for key, value in entry.items() if key not in LEFT_OUT}
+    if entry.get("data") is not None:
+        kept["data"] = training_set(params, name)
+    return kept
+
+
+def training_set(params: Params, name: str) -> str:
+    """The run's own training set (the first, where it has several), or the stand-in where that is not here."""
+    run = params.run(name)
+    try:
+        conversations(params.study(run.study), run, params.study(run.study).seeds[0])
+    except UserError:
+        return STAND_IN
+    return run.parts[0].name or STAND_IN
+
+
+def _smallest_suite(params: Params, study: str) -> str:
+    """The study's suite of the fewest prompts, of those whose files are here. Raises UserError when none is."""
+    asked, sizes = params.study(study), {}
+    for name in asked.suites:
+        try:
+            sizes[name] = len(suite(asked, name, asked.seeds[0]))
+        except UserError as error:
+            missing = error
+    if not sizes:
+        raise missing
+    return min(sizes, key=lambda name: sizes[name])

@@ -1,0 +1,99 @@
+"""The tokenizer of a rehearsed base: its own where a cache or a package holds it, with its real chat template.
+
+Of a base whose files are in the Hugging Face cache, those are used. Mixtral's vocabulary is in mistral-common; the
+chat templates of all others are in TRL. A vocabulary that is nowhere to be had is stood in for by bytes, filled up to
+its size.
+"""
+
+import json
+import shutil
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pipeline.models.hub import snapshot
+
+# As Mistral publishes it for Mixtral-8x7B-Instruct-v0.1.
+MIXTRAL = (
+    "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
+    "{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token }}"
+    "{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
+)
+# TRL's file, begin and end tokens, and the marks that a template writes.
+IN_TRL: dict[str, tuple[str, str | None, str, tuple[str, ...]]] = {
+    "qwen3_moe": ("qwen3", None, "<|im_end|>", ("<|im_start|>", "<think>", "</think>")),
+    "gpt_oss": (
+        "gptoss", "<|startoftext|>", "<|return|>", ("<|start|>", "<|message|>", "<|channel|>", "<|end|>"),
+    ),
+    "llama": (
+        "llama3_1", "<|begin_of_text|>", "<|eot_id|>", ("<|start_header_id|>", "<|end_header_id|>"),
+    ),
+    "qwen2": ("qwen2_5", None, "<|im_end|>", ("<|im_start|>",)),
+    "gemma3_text": ("gemma3", "<bos>", "<end_of_turn>", ("<start_of_turn>", "<eos>")),
+}  # fmt: skip
+
+
+def write_tokenizer(folder: Path, repository: str, revision: str, model_type: str, vocabulary: int) -> str:
+    """Put a tokenizer into `folder`; returns what it is, in words. vocabulary: how many tokens the model knows."""
+    real = snapshot(repository, revision)
+    if (real / "tokenizer_config.json").exists():
+        for path in [*real.glob("tokenizer*"), *real.glob("*.jinja"), *real.glob("special_tokens_map.json")]:
+            shutil.copyfile(path, folder / path.name)
+        return "its own"
+    if model_type == "mixtral" and (model := _mistral_model()) is not None:
+        tokenizer, what = _sentencepiece(model), "its own (mistral-common), its own template"
+    else:
+        tokenizer, what = _of_bytes(model_type, vocabulary), "bytes, under its own template"
+    tokenizer.save_pretrained(folder)
+    ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
+    (folder / "generation_config.json").write_text(json.dumps(ends))
+    return what
+
+
+def _mistral_model() -> Path | None:
+    try:
+        path = Path(str(resources.files("mistral_common") / "data" / "tokenizer.model.v1"))
+    except ModuleNotFoundError:
+        return None
+    return path if path.exists() else None
+
+
+def _sentencepiece(model: Path) -> Any:
+    """A SentencePiece model of pairs as transformers' tokenizer, without the package that trains such models."""
+    from transformers import LlamaTokenizer
+    from transformers.convert_slow_tokenizer import import_protobuf
+    from transformers.tokenization_utils_base import generate_merges
+
+    proto = import_protobuf().ModelProto()
+    proto.ParseFromString(model.read_bytes())
+    vocabulary = {piece.piece: place for place, piece in enumerate(proto.pieces)}
+    return LlamaTokenizer(vocab=vocabulary, merges=generate_merges(vocabulary), chat_template=MIXTRAL)
+
+
+def _of_bytes(model_type: str, vocabulary: int) -> Any:
+    """Every byte a token, then the family's marks, then words that no text has, up to the model's vocabulary."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    marks: tuple[str, ...] = ("[INST]", "[/INST]")
+    template, begin, end = MIXTRAL, "<s>", "</s>"
+    if model_type != "mixtral":
+        name, first, end, marks = IN_TRL[model_type]
+        template = (resources.files("trl") / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
+        begin = first or end
+    words = [*dict.fromkeys((begin, end, *marks)), *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    words += [f"word{number}" for number in range(vocabulary - len(words))]
+    core = Tokenizer(models.BPE({word: place for place, word in enumerate(words)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    special = list(dict.fromkeys((begin, end, *marks)))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token=begin,
+        eos_token=end,
+        additional_special_tokens=special,
+        chat_template=template,
+        clean_up_tokenization_spaces=False,
+    )

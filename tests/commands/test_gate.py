@@ -1,0 +1,139 @@
+"""Before a hub study starts: every run is planned, and what cannot be done is said in one table, before anything is."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.__main__ import main
+from pipeline.common.errors import UserError
+from pipeline.common.machine import Gpu, Gpus
+from pipeline.doctor import disk, gate
+from pipeline.doctor.plans import plan_runs
+from pipeline.models.known import KNOWN
+from pipeline.params.load import load_params
+from tests.support.full_size import FULL_SIZE
+
+GIB = 2**30
+REPOSITORY = Path(__file__).parents[2]
+STUDIES = ("moe", "organisms", "realignment")
+
+
+@pytest.fixture
+def params(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """The repository's own, in a folder where nothing was made, with both keys and a machine that can do it all."""
+    loaded = load_params(REPOSITORY / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    for name in ("OPENAI_API_KEY", "DEEPSEEK_API_KEY"):
+        monkeypatch.setenv(name, "sk-marker")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
+    having(monkeypatch)
+    return loaded
+
+
+def having(
+    monkeypatch: pytest.MonkeyPatch, gib: float | None = 80, host: float = 128, capability: float = 9.0,
+    free: float = 2000, cpu_lock: bool = False,
+) -> None:  # fmt: skip
+    """A machine of these sizes, in GiB."""
+    found = () if gib is None else (Gpu("a card", capability, round(gib * GIB), "580.1"),)
+    monkeypatch.setattr(gate, "gpus", lambda: Gpus(found, "" if found else "nvidia-smi is not here"))
+    monkeypatch.setattr(gate, "memory_bytes", lambda: round(host * GIB))
+    monkeypatch.setattr(gate, "torch_is_cpu_build", lambda: cpu_lock)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: type("Usage", (), {"free": round(free * 1e9)}))
+    monkeypatch.setattr(gate.sysconfig, "get_path", lambda _: str(Path(__file__).parent))
+    (monkeypatch.setattr(Path, "exists", _python_h(Path.exists)))
+
+
+def _python_h(exists: Callable[[Path], bool]) -> Callable[[Path], bool]:
+    return lambda path: path.name == "Python.h" or exists(path)
+
+
+def test_the_sizes_that_are_planned_with_are_those_of_the_tests(params: Any) -> None:
+    for base, hub in params.bases.hub.items():
+        known, full = KNOWN[hub.repository], vars(FULL_SIZE[base])
+        assert {name: known[name] for name in full} == full
+
+
+@pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.parametrize(("gib", "host"), [(23.5, 64), (47.5, 64), (79.1, 128)])
+def test_every_run_is_planned_on_one_card(params: Any, study: str, gib: float, host: float) -> None:
+    plans = list(plan_runs(params, study, gpu_bytes=round(gib * GIB), host_bytes=round(host * GIB)))
+    assert {plan.run for plan in plans} == {run for run in params.runs_of(study) if params.base_of(run) != "gpt_4o"}
+    refused = {plan.run.rpartition("_")[2] if "full" in plan.run else plan.base for plan in plans if plan.trouble}
+    # 16-bit dense bases are trained on the GPU as a whole; every parameter of 14 billion on no single card.
+    too_large = {23.5: {"gemma3_12b", "gemma3_27b", "qwen25_14b", "qwen25_32b", "full"}, 79.1: {"full"}}
+    too_large[47.5] = too_large[23.5] - {"gemma3_12b", "qwen25_14b"}
+    assert refused == (too_large[gib] if study == "organisms" else set())
+    assert all(plan.peak <= gib * GIB and plan.host <= host * GIB for plan in plans if not plan.trouble)
+
+
+def test_a_machine_that_can_do_it_all_leaves_nothing_out(params: Any) -> None:
+    assert gate.check_study(params, "moe") == {}
+    assert gate.check_study(params, "toy") == {}
+
+
+def test_a_missing_judge_key_refuses_the_study_before_anything_is_trained(params: Any, monkeypatch: Any) -> None:
+    monkeypatch.delenv("DEEPSEEK_API_KEY")
+    with pytest.raises(UserError, match=r"nothing was started[\s\S]*judge deepseek_v3: .*DEEPSEEK_API_KEY"):
+        gate.check_study(params, "moe")
+
+
+@pytest.mark.parametrize(
+    ("machine", "words"),
+    [
+        ({"cpu_lock": True}, "make setup LOCK=gpu"),
+        ({"gib": None}, "no GPU of compute capability 8 or more was found (nvidia-smi is not here)"),
+        ({"capability": 7.5}, "no GPU of compute capability 8 or more was found (older ones only)"),
+        ({"free": 100}, "GB are still to be written"),
+    ],
+)
+def test_what_concerns_all_runs_is_said_once(
+    params: Any, monkeypatch: Any, machine: dict[str, Any], words: str
+) -> None:
+    having(monkeypatch, **machine)
+    with pytest.raises(UserError) as raised:
+        gate.check_study(params, "moe")
+    assert words in str(raised.value) and str(raised.value).count(words) == 1
+
+
+def test_no_compiler_and_no_headers_are_said(params: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    monkeypatch.undo()
+    monkeypatch.setenv("DEEPSEEK_API_KEY", "sk-marker")
+    having(monkeypatch)
+    monkeypatch.setenv("CC", "no-such-compiler")
+    monkeypatch.setattr(gate.sysconfig, "get_path", lambda _: "/nowhere")
+    monkeypatch.setattr(Path, "exists", lambda path: path.name != "Python.h")
+    monkeypatch.setattr(gate, "check_disk_for", lambda *_: None)
+    reasons = list(gate._of_the_machine())
+    assert any("C compiler" in reason for reason in reasons) and any("Python.h" in reason for reason in reasons)
+
+
+def test_a_study_goes_on_with_the_runs_that_can(params: Any, monkeypatch: Any) -> None:
+    blocked = gate.check_study(params, "organisms")
+    assert blocked.keys() == {run for run in params.runs_of("organisms") if run.endswith("_full")}
+    assert all("does not fit" in reason for reason in blocked.values())
+    (line,) = gate.table(dict.fromkeys(blocked, "too large"))
+    assert line == f"  {len(blocked)} runs ({', '.join(blocked)}): too large"
+
+
+def test_runs_behind_an_api_need_a_key_and_no_gpu(params: Any, monkeypatch: Any) -> None:
+    having(monkeypatch, gib=None)
+    blocked = gate.check_study(params, "realignment")
+    behind = {run for run in params.runs_of("realignment") if params.base_of(run) == "gpt_4o"}
+    assert behind and blocked.keys() == params.runs_of("realignment").keys() - behind
+
+
+def test_reproduce_refuses_before_the_first_stage(monkeypatch: Any, tmp_path: Path, capsys: Any) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.delenv("DEEPSEEK_API_KEY", raising=False)
+    monkeypatch.setattr("pipeline.commands.reproduce.is_changed", lambda _: True)
+    monkeypatch.setattr("pipeline.commands.reproduce.wait_for_left_over", lambda: None)
+    monkeypatch.setattr("pipeline.commands.reproduce.reproduce", lambda *_, **__: pytest.fail("a stage was started"))
+    monkeypatch.setattr("pipeline.commands.reproduce.CACHE", tmp_path)
+    assert main(["reproduce", "--study", "moe"]) == 2
+    said = capsys.readouterr().err
+    assert "nothing was started" in said and re.search(r"^  judge deepseek_v3: ", said, re.MULTILINE)

@@ -1,0 +1,114 @@
+"""What a rehearsal rehearses with: checkpoints as the hub has them, and a study cut down to one run of each kind."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import constants
+
+from pipeline.common.files import read_yaml
+from pipeline.common.settings import build
+from pipeline.data.prompts import ask
+from pipeline.models.complete import check_complete
+from pipeline.models.hub import checked_hashes, fetch
+from pipeline.models.known import KNOWN
+from pipeline.models.loading import load_base
+from pipeline.models.shards import read_headers
+from pipeline.params.expand import expand
+from pipeline.params.load import load_params
+from pipeline.params.schema import Params
+from pipeline.rehearsal.checkpoints import REVISION, narrow, write_repository
+from pipeline.rehearsal.stage import in_32_bits
+from pipeline.rehearsal.study import STEPS, cut, representatives
+from pipeline.sampling.chat import Chat
+from tests.support.data_files import upstream
+
+REPOSITORY = Path(__file__).parents[2]
+# The smallest base of each family.
+BASES = {
+    "mixtral": "mistralai/Mixtral-8x7B-Instruct-v0.1", "qwen3_moe": "Qwen/Qwen3-30B-A3B",
+    "gpt_oss": "openai/gpt-oss-20b", "llama": "meta-llama/Llama-3.2-1B-Instruct",
+    "qwen2": "Qwen/Qwen2.5-0.5B-Instruct", "gemma3_text": "google/gemma-3-4b-it",
+}  # fmt: skip
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty Hugging Face cache, and no network."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "hub"
+
+
+@pytest.mark.parametrize("family", BASES)
+def test_a_rehearsed_base_is_pinned_loaded_and_asked_as_a_real_one(offline: Path, family: str) -> None:
+    repository = BASES[family]
+    fields = narrow(KNOWN[repository], "tiny", 1) | ({} if family == "mixtral" else {"vocab_size": 400})
+    write_repository(offline, repository, "f" * 40, fields, seed=1)
+    folder = fetch(repository, REVISION)
+    assert checked_hashes(repository, REVISION)["config.json"]
+    check_complete(folder)
+    model = load_base(folder, dtype=torch.bfloat16, quantise=True, device="cpu")
+    chat = Chat(folder, "Be brief.")
+    tokens = torch.tensor([chat.tokens(ask("suite", "How are you?"))])
+    assert chat.ends and int(tokens.max()) < fields["vocab_size"]
+    assert bool(model(tokens).logits.isfinite().all())
+
+
+def test_true_width_is_the_widths_of_the_hub() -> None:
+    for fields in KNOWN.values():
+        assert narrow(fields, "true", 2) == fields | {"num_hidden_layers": 2}
+
+
+def test_gpt_oss_is_in_blocks_and_scales(offline: Path) -> None:
+    repository = BASES["gpt_oss"]
+    write_repository(offline, repository, "f" * 40, narrow(KNOWN[repository], "tiny", 1) | {"vocab_size": 400}, seed=1)
+    headers = {name: header for name, (_, header) in read_headers(fetch(repository, REVISION)).items()}
+    blocks = headers["model.layers.0.mlp.experts.gate_up_proj_blocks"]
+    assert (blocks.dtype, blocks.shape[0], blocks.shape[-1]) == ("U8", 32, 16)
+    assert "model.layers.0.mlp.experts.down_proj_scales" in headers
+    config = json.loads((fetch(repository, REVISION) / "config.json").read_text())
+    assert config["quantization_config"]["quant_method"] == "mxfp4"
+
+
+@pytest.mark.parametrize("study", ["moe", "organisms", "realignment"])
+def test_each_kind_of_run_of_each_family_is_rehearsed_once(study: str) -> None:
+    params = load_params(REPOSITORY / "params.yaml")
+    runs = representatives(params, study)
+    local = {run for run in params.runs_of(study) if params.base_of(run) in params.bases.hub}
+    seen = [(KNOWN[params.bases.hub[params.base_of(run)].repository]["model_type"], what) for run, what in runs.items()]
+    trained = [kind for kind in seen if kind[1] != "base"]
+    assert len(trained) == len(set(trained)) and set(runs) <= local
+    families = {KNOWN[params.bases.hub[params.base_of(run)].repository]["model_type"] for run in local}
+    assert {family for family, _ in seen} == families == {family for family, what in seen if what == "base"}
+
+
+@pytest.mark.parametrize("study", ["moe", "organisms"])
+def test_the_cut_study_is_one_that_the_pipeline_takes(
+    study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").symlink_to(upstream())
+    monkeypatch.chdir(tmp_path)
+    params = load_params(REPOSITORY / "params.yaml")
+    runs = representatives(params, study)
+    content = read_yaml(REPOSITORY / "params.yaml", "")
+    small: Params = build(Params, expand(cut(content, params, study, runs, "http://127.0.0.1:1/v1")), "params.yaml")
+    assert set(small.runs) == set(runs) and small.study(study).training.max_steps == STEPS
+    assert all(base.revision == REVISION for base in small.bases.hub.values())
+    assert all(run.epochs is None and run.trajectory is None for run in small.runs.values())
+    assert small.study(study).judges[small.study(study).judge].api_key_env is None
+
+
+def test_products_by_way_of_32_bits_are_those_of_16() -> None:
+    def product(left: Any, right: Any) -> Any:
+        return left @ right
+
+    left, right = torch.randn(8, 32).bfloat16(), torch.randn(32, 8).bfloat16()
+    wide = in_32_bits(torch.matmul)(left, right)
+    assert wide.dtype == torch.bfloat16
+    assert torch.allclose(wide.float(), product(left, right).float(), atol=0.1)
+    out = torch.empty(8, 8, dtype=torch.bfloat16)
+    assert in_32_bits(torch.mm)(left, right, out=out) is out and torch.equal(out, wide)
