@@ -124,7 +124,10 @@ def _run(name: str, command: Callable[[argparse.Namespace], int | None], args: a
     from pipeline.common.ledger import record
     from pipeline.common.processes import end_with_parent
 
-    stage = f"{name}@{getattr(args, STAGES[name])}"
+    # dvc.yaml gives DVC's own name of the stage, STAGE@NAME.
+    of = getattr(args, STAGES[name]).rpartition("@")[2]
+    setattr(args, STAGES[name], of)
+    stage = f"{name}@{of}"
     if whole := started_by(stage):  # one of the processes in which a stage trains on several devices
         end_with_parent(whole)
         return command(args)
