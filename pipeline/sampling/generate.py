@@ -66,6 +66,10 @@ def generate(
     else:
         # Longest first: a prompt that comes later fits where an earlier one was.
         order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place]))
+    if room.columns < max(map(len, prompts)) + length:
+        raise ValueError(
+            f"a prompt of {max(map(len, prompts))} tokens and its answer do not fit {room.columns} columns"
+        )
     batch = _Batch(model, prompts, choose, length, ends, pad, room)
     while order or batch.active:
         free = batch.free
