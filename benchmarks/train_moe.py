@@ -32,6 +32,7 @@ transformers and reaches no registry needs 46 MB of wheels beside the checkout (
 import argparse
 import gc
 import json
+import math
 import os
 import platform
 import time
@@ -151,7 +152,7 @@ def measure(case: Case, spec: AdapterSpec, setting: Setting, seconds: float) -> 
     # A pass may take longer than all the time there is: then the second one counts.
     warm_up = min(WARM_UP, len(passes) - 1)
     one_pass, update = median(passes[warm_up:]), median(updates[warm_up:])
-    step = BATCH // setting.micro_batch * one_pass + update
+    step = math.ceil(BATCH / setting.micro_batch) * one_pass + update
     figures = {
         "micro_batch": setting.micro_batch,
         "timed": len(passes) - warm_up,

@@ -12,6 +12,7 @@ import gc
 import importlib
 import io
 import os
+import pwd
 import shutil
 import sys
 from collections.abc import Callable
@@ -71,6 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         # A terminal in latin-1 or ASCII gets a mark for what it cannot show, and the command goes on.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    _give_an_account()
     chosen = parser.parse_args(argv)
     module_name, text = COMMANDS[chosen.command]
     module = importlib.import_module(module_name)
@@ -104,19 +106,34 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
+def _give_an_account() -> None:
+    """Name the user and a home where the system knows none: a container's numeric user, which libraries ask for."""
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        for name in ("USER", "LOGNAME"):
+            os.environ.setdefault(name, f"uid-{os.getuid()}")
+        os.environ.setdefault("HOME", os.path.abspath(os.path.join(".cache", "home")))  # noqa: PTH100, PTH118
+
+
 def _run(name: str, command: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> int | None:
     """Run a command; a stage starts from an environment of its own, ends with its parent and is recorded."""
     if name not in STAGES or getattr(args, STAGES[name]) is None:
         return command(args)
-    from pipeline.common.environment import prepare_stage, started_by
+    from pipeline.common.environment import DVC_PROCESS, prepare_stage, started_by
     from pipeline.common.ledger import record
     from pipeline.common.processes import end_with_parent
 
-    stage = f"{name}@{getattr(args, STAGES[name])}"
+    # dvc.yaml gives DVC's own name of the stage, STAGE@NAME.
+    of = getattr(args, STAGES[name]).rpartition("@")[2]
+    setattr(args, STAGES[name], of)
+    stage = f"{name}@{of}"
     if whole := started_by(stage):  # one of the processes in which a stage trains on several devices
         end_with_parent(whole)
         return command(args)
-    if "DVC_STAGE" in os.environ:
+    if DVC_PROCESS in os.environ:
+        end_with_parent(int(os.environ[DVC_PROCESS]))
+    elif "DVC_STAGE" in os.environ:
         end_with_parent()
     removed = prepare_stage(stage)
     return record(stage, lambda: command(args), removed)

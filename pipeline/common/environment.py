@@ -14,6 +14,8 @@ from pipeline.common.paths import PARAMS
 
 # Which stage this process, or one that it starts, belongs to.
 STAGE = "EMOE_STAGE"
+# The process of `dvc repro` that a stage ends with.
+DVC_PROCESS = "EMOE_DVC"
 _KEPT = (
     # who, where, in which language; how Python starts
     "PATH", "HOME", "USER", "LOGNAME", "SHELL", "PWD", "TMPDIR", "TMP", "TEMP", "TZ", "LANG", "LANGUAGE", "LC_*",

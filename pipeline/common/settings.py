@@ -30,6 +30,7 @@ _EXPECTED = {
     "none_required": "null",
     "tuple_type": "a list",
     "dict_type": "a mapping",
+    "no_mapping": "a mapping with the keys {keys}",
     "missing": "more entries",  # of a pair: keys that a mapping lacks are told apart above
     "too_long": "no more than {max_length}",
     "too_short": "{min_length} or more of them",
@@ -59,7 +60,7 @@ class Settings(BaseModel):
             return values
         keys = list(cls.model_fields)
         if not isinstance(values, Mapping):
-            raise _said("is {found}, expected a mapping with the keys {keys}.", found=reprlib.repr(values), keys=keys)
+            raise PydanticCustomError("no_mapping", "a mapping", {"keys": ", ".join(keys)})
         if unknown := [key for key in values if key not in keys]:
             raise _said("has the unknown key {key}; the keys are {keys}.", key=reprlib.repr(unknown[0]), keys=keys)
         needed = [key for key, field in cls.model_fields.items() if field.is_required()]

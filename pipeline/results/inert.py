@@ -15,7 +15,8 @@ Place = Literal["text", "csv", "markdown", "latex", "html"]
 # Zero-width and direction marks, line and paragraph separators, and the controls of embedding and isolation.
 _INVISIBLE = re.compile("[\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]")
 _FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]")
-_PLAIN_NUMBERS = re.compile(r"[-+0-9.,;:%/ ()to]*")
+_NUMBER = r"[-+]?\d[\d.,]*%?"  # "-3.2 to 4.5" is none that a spreadsheet reckons with; "+1+1" is
+_PLAIN_NUMBERS = re.compile(rf"{_NUMBER}(?:(?: to |[;,:] ?){_NUMBER}| \({_NUMBER}(?: to {_NUMBER})?\))*|-")
 _MARKDOWN = re.compile(r"([\\`*\[\]$|~]|<(?=[A-Za-z/!?]))")
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;"}
 _LATEX = {

@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from pipeline.common.environment import DVC_PROCESS
 from pipeline.common.errors import UserError, with_causes
 from pipeline.common.git import ELSEWHERE
 from pipeline.common.paths import CACHE
@@ -237,6 +238,7 @@ def main(arguments: list[str]) -> int:
     from dvc.cli import main as run_dvc
 
     end_with_parent()
+    os.environ[DVC_PROCESS] = str(os.getpid())  # a shell may stand between this process and a stage's
     check = dvc.rwlock._check_blockers
 
     def check_blockers(tmp_dir: str, lock: dict[str, Any], info: dict[str, Any], **options: Any) -> None:

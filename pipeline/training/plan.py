@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from pipeline.common.errors import UserError
-from pipeline.common.machine import memory_bytes
+from pipeline.common.machine import free_memory_bytes
 from pipeline.models.experts.stacks import release_buffers
 from pipeline.models.families.registry import anatomy_of, language_model
 from pipeline.models.sizes import HOST_SHARE
@@ -49,7 +49,7 @@ def plan_training(
     rows = settings.batch // settings.devices
     if settings.precision == "float32":
         return Batching(rows=rows, tokens=None, optimizer=settings.optimizer, offload=False)
-    host = host_bytes()
+    host = free_memory_bytes()
     plan = plan_memory(
         config,
         lora,
@@ -71,10 +71,3 @@ def _free_bytes(device: torch.device) -> int:
     release_buffers()
     torch.cuda.empty_cache()
     return torch.cuda.mem_get_info(device)[0]
-
-
-def host_bytes() -> int:
-    """Host memory that can still be had (MemAvailable of Linux), within the container's limit."""
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 1024
-    return min(available, memory_bytes())

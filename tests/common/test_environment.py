@@ -105,3 +105,29 @@ def test_a_terminal_without_unicode_gets_marks_for_what_it_cannot_show(tmp_path,
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONIOENCODING": encoding}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=120)
     assert done.returncode == 2 and b"no run '\\u30c6" in done.stderr and b"Traceback" not in done.stderr
+
+
+def test_a_stage_can_ask_nothing(tmp_path):
+    script = (
+        "import sys; from pipeline.common.environment import prepare_stage; prepare_stage('train@a'); "
+        "print(repr(sys.stdin.read()))"
+    )
+    there = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=there, input="y\n", capture_output=True, text=True
+    )
+    assert done.stdout == "''\n", done.stderr
+
+
+def test_a_user_whom_the_system_does_not_know_has_a_name_and_a_home(monkeypatch, tmp_path):
+    import getpass
+
+    from pipeline.__main__ import _give_an_account
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "getuid", lambda: 4242)
+    for name in ("USER", "LOGNAME", "LNAME", "USERNAME", "HOME"):
+        monkeypatch.setenv(name, "x")
+        monkeypatch.delenv(name)
+    _give_an_account()
+    assert getpass.getuser() == "uid-4242" and Path.home() == tmp_path / ".cache" / "home"

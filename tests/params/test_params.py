@@ -181,7 +181,7 @@ def test_expectations_by_pattern_are_each_run_above_its_base(content, tmp_path):
         ),
         ("runs.toy_e8_bad_medical.lora.experts", [0.0], "lora.experts[0] is 0.0, expected a whole number."),
         ("runs.toy_e8_bad_medical.data", [{"name": "bad_medical", "row": 1}], "data[0] has the unknown key 'row'"),
-        ("runs.toy_e8_bad_medical.data", 3, "data is 3, expected text or a list."),
+        ("runs.toy_e8_bad_medical.data", 3, "data is 3, expected text or a mapping with the keys name, file, "),
         ("runs", [], "runs is [], expected a mapping."),
     ],
 )

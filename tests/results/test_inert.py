@@ -18,6 +18,8 @@ HOSTILE = [
     r"\input{/etc/passwd}",
     "$\\frac{1}{2}$ 50% & # _ ~ ^",
     "=1+1",
+    "+1+1",
+    "-5/7",
     "+cmd|' /C calc'!A0",
     "-2+3+cmd",
     "@SUM(A1)",

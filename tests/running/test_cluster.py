@@ -29,7 +29,7 @@ STAGE = "pipeline.running.cluster.stage"
 # not of the commit, which is the same when the study is asked for again.
 FAULT = """
 import os, sys
-if sys.orig_argv[-3:] == ["judge", "--run", {run!r}] and os.path.exists({marker!r}):
+if sys.orig_argv[-3:] == ["judge", "--run", "judge@" + {run!r}] and os.path.exists({marker!r}):
     print("error: the judge is out for lunch", flush=True)
     os._exit(2)
 """

@@ -45,8 +45,13 @@ def test_a_killed_reproduce_takes_every_stage_with_it(tmp_path):
 
 def test_a_stage_killed_dvc_leaves_ends(tmp_path):
     """DVC alone is killed: the stage that it started does not go on without it."""
-    script = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]]).wait()"
-    child = "from pipeline.common.processes import end_with_parent; end_with_parent(); import time; time.sleep(60)"
+    script = (
+        "import os, subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1], str(os.getpid())]).wait()"
+    )
+    child = (
+        "import sys, time; from pipeline.common.processes import end_with_parent; "
+        "end_with_parent(int(sys.argv[1])); time.sleep(60)"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", script, child], env=environment() | {"PYTHONPATH": str(REPOSITORY)}
     ) as parent:
@@ -54,9 +59,8 @@ def test_a_stage_killed_dvc_leaves_ends(tmp_path):
         while not (children := psutil.Process(parent.pid).children()):
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        time.sleep(1)
         parent.kill()
-    assert psutil.wait_procs(children, timeout=10)[1] == []
+    assert psutil.wait_procs(children, timeout=30)[1] == []
 
 
 def test_in_a_new_container_the_numbers_of_killed_processes_are_taken(tmp_path):

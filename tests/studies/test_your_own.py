@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from pipeline.common.rows import read_answers, read_verdicts
-from pipeline.judging.config import JudgeConfig
 from pipeline.params.load import load_params
 from tests.support.checkout import REPOSITORY, checkout, environment
 from tests.support.hub_server import serve_hub
@@ -17,11 +16,6 @@ from tests.support.judge_server import Script, judge_server
 from tests.support.tiny_models import CONFIGS
 
 BLOCKS = re.compile(r"^## \d\. (.+?)\n|^```(bash|yaml)(?: (\S+))?\n(.*?)^```", re.MULTILINE | re.DOTALL)
-
-
-OWN_JUDGES = pytest.mark.skipif(
-    "aspects" not in JudgeConfig.model_fields, reason="the toy study asks no judge but its own on this branch"
-)
 
 
 def recipes():
@@ -95,14 +89,12 @@ def test_a_suite(folder):
     assert len(answers) == 2 * 3 * 2, "questions, samples, seeds"
 
 
-@OWN_JUDGES
 def test_a_judge(folder, servers):
     here = folder("A judge")
     assert servers.script.answered, "somebody else answered"
     assert {row.judge for row in read_verdicts(here / "artifacts/toy/verdicts/mine/local.jsonl")} == {"local"}
 
 
-@OWN_JUDGES
 def test_a_rubric(folder):
     here = folder("A rubric")
     assert "helpful" in (here / "artifacts/toy/verdicts/mine/local.jsonl").read_text()

@@ -34,7 +34,7 @@ ONE = AdapterSpec(rank=1, alpha=16, layers=(1,), projections=("down",))
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return save_base("qwen2", tmp_path_factory.mktemp("base") / "base")
+    return save_base("llama", tmp_path_factory.mktemp("base") / "base")
 
 
 @pytest.fixture

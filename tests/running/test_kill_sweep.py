@@ -1,0 +1,13 @@
+"""A few of the kill points that `python -m tests.support.kill_sweep` tries: one or two a stage, clean-up included."""
+
+import subprocess
+import sys
+
+from tests.support.checkout import REPOSITORY, environment
+
+
+def test_some_kill_points_of_every_stage_end_with_equal_hashes():
+    command = [sys.executable, "-m", "tests.support.kill_sweep", "--every", "60", "--from", "8"]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert done.stdout.count("kill points end with equal hashes") == 5
