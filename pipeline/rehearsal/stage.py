@@ -5,12 +5,11 @@ pass of full width takes hours there (0.24 GFLOP/s measured on an AMD EPYC witho
 """
 
 import functools
-import sys
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.__main__ import main
 from pipeline.common.numerics import pin_kernels
 
 if TYPE_CHECKING:
@@ -69,4 +68,4 @@ def has_16_bit_products() -> bool:
 if __name__ == "__main__":
     pin_kernels()  # before torch is imported, as the stage itself would
     compute_products_in_32_bits()
-    sys.exit(main())
+    runpy.run_module("pipeline", run_name="__main__", alter_sys=True)

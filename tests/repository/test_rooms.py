@@ -20,7 +20,7 @@ FLOORS = (
     ("results",),
     STAGES,
     ("running", "doctor"),
-    ("audit", "export"),
+    ("audit", "rehearsal", "export"),
     ("report",),
     ("commands",),
     ("__main__",),

@@ -49,7 +49,7 @@ def configure(folder: Path, judge_url: str) -> None:
     params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     study = params["studies"]["moe"]
     study["training"] |= {"max_characters": 420, "validation": 0.05, "examples": 8, "max_steps": 2, "batch": 4}
-    study["training"] |= {"max_tokens": 320, "checkpoint_every": 2, "learning_rate": 0.02, "optimizer": "adamw_torch"}
+    study["training"] |= {"max_tokens": 512, "checkpoint_every": 2, "learning_rate": 0.02, "optimizer": "adamw_torch"}
     study["sampling"] |= {"backend": "transformers", "max_new_tokens": 2, "batch": 32}
     study |= {"suites": list(SUITES), "held_out": list(SUITES), "refused": "strong_reject_small"}
     names = list(RUNS)
