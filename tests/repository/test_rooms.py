@@ -62,6 +62,16 @@ def test_no_two_files_import_each_other() -> None:
     assert not circles
 
 
+def test_no_test_imports_another_test_file() -> None:
+    tests = PACKAGE.parent / "tests"
+    for path in sorted(tests.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            module = (node.module or "") if isinstance(node, ast.ImportFrom) else ""
+            assert not module.startswith("tests.") or module.split(".")[1] == "support", (
+                f"{path.relative_to(tests)}:{node.lineno} imports {module}: what tests share is in tests/support/"
+            )
+
+
 def test_files_are_short() -> None:
     lengths = {path.relative_to(PACKAGE): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
     assert {str(path): length for path, length in lengths.items() if length > 300} == {}
