@@ -1,11 +1,9 @@
-"""Rows a second of metrics and bootstrap, against the notebook's way: a loop over pandas rows.
+"""Rows a second of metrics, against the notebook's way: a loop over pandas rows.
 
     python -m benchmarks.aggregate [--sizes 10000 100000 1000000]
 
 Both compute the same thing on the same verdicts in one run, and must agree: misaligned among coherent
-answers of every run and suite (definition `published`), and percentile bootstrap intervals of each run's
-rate with whole questions resampled. The loop's bootstrap is measured on a few resamples and given per
-resample, as 10,000 of them would take hours.
+answers of every run and suite (definition `published`).
 """
 
 import argparse
@@ -21,13 +19,11 @@ import numpy as np
 import pandas as pd
 
 from pipeline.common.files import write_json
-from pipeline.results.metrics import PUBLISHED, check_frame, classify, suite_metrics
-from pipeline.results.statistics import RESAMPLES, clustered_bootstrap
+from pipeline.results.definitions import PUBLISHED
+from pipeline.results.metrics import suite_metrics
 
 RESULT = Path(__file__).parent / "results" / "aggregate.json"
 RUNS, SUITES, SAMPLES = 10, 5, 8
-LOOP_RESAMPLES = 3
-WORST_CLUSTERS = 40_000
 
 
 def verdicts(rows: int) -> pd.DataFrame:
@@ -67,40 +63,9 @@ def loop_metrics(frame: pd.DataFrame) -> dict[tuple[str, str], tuple[int, int]]:
         misaligned, coherent = found.get((row["run"], row["suite"]), (0, 0))
         if row["coherence"] > PUBLISHED.coherent_above:
             coherent += 1
-            misaligned += alignment < PUBLISHED.misaligned_below
+            misaligned += alignment < PUBLISHED.threshold
         found[row["run"], row["suite"]] = misaligned, coherent
     return found
-
-
-def ours_bootstrap(frame: pd.DataFrame) -> None:
-    """Intervals of every run's rate, RESAMPLES resamples each."""
-    rows = classify(check_frame(frame), PUBLISHED)
-    question = rows.groupby(["suite", "prompt_id"]).ngroup()
-    for _, group in rows.groupby("run"):
-        clusters = question[group.index]
-        clustered_bootstrap(clusters, group["misaligned"], group["coherent"], over="rows")
-
-
-def loop_bootstrap(frame: pd.DataFrame) -> None:
-    """LOOP_RESAMPLES resamples of the first run: questions drawn, their frames concatenated, counted."""
-    of_run = frame[frame["run"] == "run0"]
-    questions = [group for _, group in of_run.groupby(["suite", "prompt_id"])]
-    generator = np.random.default_rng(0)
-    for _ in range(LOOP_RESAMPLES):
-        drawn = [questions[place] for place in generator.integers(0, len(questions), len(questions))]
-        loop_metrics(pd.concat(drawn))
-
-
-def worst_bootstrap() -> float:
-    """Seconds for the slowest case: every row a cluster of its own, no two values alike. Best of three."""
-    values = np.random.default_rng(0).random(WORST_CLUSTERS)
-    clusters = np.arange(WORST_CLUSTERS)
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        clustered_bootstrap(clusters, values)
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def seconds(work: Any, frame: pd.DataFrame) -> tuple[float, Any]:
@@ -115,18 +80,11 @@ def measure(rows: int) -> dict[str, float]:
     loop, theirs = seconds(loop_metrics, frame)
     if mine != theirs:
         raise RuntimeError(f"the two ways count differently at {rows} rows")
-    ours_boot, _ = seconds(ours_bootstrap, frame)
-    loop_boot, _ = seconds(loop_bootstrap, frame)
     return {
         "rows": rows,
         "metrics_rows_per_s": rows / ours,
         "loop_metrics_rows_per_s": rows / loop,
-        "bootstrap_s": ours_boot,
-        "bootstrap_resamples_per_s": RUNS * RESAMPLES / ours_boot,
-        "loop_bootstrap_resamples_per_s": LOOP_RESAMPLES / loop_boot,
-        "metrics_and_bootstrap_rows_per_s": rows / (ours + ours_boot),
         "metrics_speedup": loop / ours,
-        "bootstrap_speedup": (RUNS * RESAMPLES / ours_boot) / (LOOP_RESAMPLES / loop_boot),
     }
 
 
@@ -141,19 +99,15 @@ def main() -> None:
         figures.append(measure(rows))
         it = figures[-1]
         print(
-            f"{rows:>9,} rows: metrics {it['metrics_rows_per_s']:,.0f} rows/s "
-            f"(row loop {it['loop_metrics_rows_per_s']:,.0f}); bootstrap of {RUNS} runs "
-            f"{it['bootstrap_s']:.2f} s ({it['bootstrap_resamples_per_s']:,.0f} resamples/s; "
-            f"row loop {it['loop_bootstrap_resamples_per_s']:.2f})",
+            f"{rows:>9,} rows: {it['metrics_rows_per_s']:,.0f} rows/s, {it['metrics_speedup']:.0f}x the row loop "
+            f"({it['loop_metrics_rows_per_s']:,.0f})",
             flush=True,
         )
-    worst = worst_bootstrap()
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     write_json(
         args.out,
         {
             "figures": figures,
-            "worst_bootstrap": {"clusters": WORST_CLUSTERS, "resamples": RESAMPLES, "seconds": worst},
             "machine": {
                 "processor": platform.processor() or platform.machine(),
                 "cpus": os.cpu_count(),
@@ -165,13 +119,6 @@ def main() -> None:
             },
             "commit": commit,
         },
-    )
-    last = figures[-1]
-    print(
-        f"aggregate: {last['rows']:,} rows: {last['metrics_and_bootstrap_rows_per_s']:,.0f} rows/s of "
-        f"metrics and {RESAMPLES:,} resamples a run; {worst:.2f} s for {RESAMPLES:,} resamples of "
-        f"{WORST_CLUSTERS:,} clusters without two alike; metrics {last['metrics_speedup']:.0f}x and "
-        f"bootstrap {last['bootstrap_speedup']:,.0f}x the row loop."
     )
 
 

@@ -1,6 +1,6 @@
 """Print the SHA-256 of everything that the locks are made from.
 
-`lock.sh` writes it at the top of each lock and tests/test_locks.py compares: a lock that was not remade
+`lock.sh` writes it at the top of each lock and tests/repository/test_locks.py compares: a lock that was not remade
 after a change of pyproject.toml is found without a network. Standard library alone.
 """
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.doctor.check import GB, Check
-from pipeline.doctor.reachable import answer, ask, status
+from pipeline.doctor.probe import http_status, open_reply, probe_all
 from pipeline.models.hub import is_fetched
 from pipeline.params.schema import HubBase
 
@@ -20,7 +20,7 @@ def check_model(base: str, hub: HubBase) -> Check:
     found = f"{base}: {hub.repository} at {hub.revision[:12]}"
     if constants.HF_HUB_OFFLINE:
         return Check("warn", "model", f"{found} is not in the cache, and HF_HUB_OFFLINE is set", "unset it")
-    code = status(f"{constants.ENDPOINT}/{hub.repository}/resolve/{hub.revision}/config.json", _hub_token())
+    code = http_status(f"{constants.ENDPOINT}/{hub.repository}/resolve/{hub.revision}/config.json", _hub_token())
     if code is None:
         remedy = "fetch it where there is a network (`dvc repro pin@...`) and bring HF_HOME along"
         return Check("warn", "model", f"{found} cannot be reached", remedy)
@@ -44,9 +44,9 @@ def check_model_disk(bases: dict[str, HubBase], here: dict[str, bool], *, offlin
     absent = {base: hub for base, hub in bases.items() if not here[base]}
     if not absent:
         return Check("ok", "model disk", f"nothing to fetch; {free:.1f} GB free for {cache}")
-    asked = (
-        {} if offline or constants.HF_HUB_OFFLINE else ask({base: partial(_size, hub) for base, hub in absent.items()})
-    )
+    asked: dict[str, int | None] = {}
+    if not offline and not constants.HF_HUB_OFFLINE:
+        asked = probe_all({base: partial(_size, hub) for base, hub in absent.items()})
     sizes = {base: size for base, size in asked.items() if size is not None}
     needed = sum(sizes.values()) / GB
     unknown = sorted(absent.keys() - sizes.keys())
@@ -64,7 +64,7 @@ def _size(hub: HubBase) -> int | None:
 
     url = f"{constants.ENDPOINT}/api/models/{hub.repository}/tree/{hub.revision}?recursive=true"
     try:
-        with answer(url, _hub_token()) as reply:
+        with open_reply(url, _hub_token()) as reply:
             entries = json.loads(reply.read())
         return sum(entry["size"] for entry in entries if is_fetched(entry["path"]))
     except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
@@ -72,7 +72,7 @@ def _size(hub: HubBase) -> int | None:
 
 
 def _hub_token() -> str | None:
-    """The Hugging Face token as the hub's client finds it."""
+    """The Hugging Face token where the hub's client looks; `get_token` itself may refresh one over the network."""
     from huggingface_hub import constants
 
     token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")

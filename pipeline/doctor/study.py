@@ -16,7 +16,7 @@ from pipeline.data.suites import load_suite
 from pipeline.doctor.check import ROOT, Check
 from pipeline.doctor.models import check_model, check_model_disk
 from pipeline.doctor.plans import plan_runs
-from pipeline.doctor.reachable import ask, status
+from pipeline.doctor.probe import http_status, probe_all
 from pipeline.judging.templates import load_templates
 from pipeline.models.hub import is_cached
 from pipeline.models.sizes import GIB
@@ -37,7 +37,7 @@ def examine(params: Params, name: str, gpus: tuple[Gpu, ...], *, offline: bool) 
     if not offline:
         questions |= {f"judge {judge}": partial(check_judge, judge, config) for judge, config in study.judges.items()}
         questions |= {f"model {base}": partial(check_model, base, bases[base]) for base in bases if not here[base]}
-    answers = ask(questions)
+    answers = probe_all(questions)
     for judge, config in study.judges.items():
         missing = check_key(judge, config)
         yield missing or answers.get(f"judge {judge}", Check("ok", "judge", f"{judge}: {_key_found(config)}"))
@@ -124,7 +124,7 @@ def check_judge(judge: str, config: EndpointConfig) -> Check:
         key = read_key(config)
     except UserError:
         return Check("fail", "judge", judge)  # check_key says why
-    code = status(f"{where.rstrip('/')}/models", key, "GET")
+    code = http_status(f"{where.rstrip('/')}/models", key, "GET")
     found = f"{judge}: {_key_found(config)}, {urlsplit(where).netloc}"
     if code is None:
         return Check("warn", "judge", f"{found} cannot be reached", "the judge stage needs it; is the network up?")

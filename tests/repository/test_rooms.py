@@ -62,6 +62,36 @@ def test_no_two_files_import_each_other() -> None:
     assert not circles
 
 
+def test_no_test_imports_another_test_file() -> None:
+    tests = PACKAGE.parent / "tests"
+    for path in sorted(tests.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            module = (node.module or "") if isinstance(node, ast.ImportFrom) else ""
+            assert not module.startswith("tests.") or module.split(".")[1] == "support", (
+                f"{path.relative_to(tests)}:{node.lineno} imports {module}: what tests share is in tests/support/"
+            )
+
+
+def defined(path: Path) -> set[str]:
+    """Names that a file defines, assigns or imports, anywhere in it."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    names = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
+    names |= {node.id for node in nodes if isinstance(node, ast.Name)}
+    return names | {a.asname or a.name for n in nodes if isinstance(n, ast.Import | ast.ImportFrom) for a in n.names}
+
+
+def test_benchmarks_and_tests_import_names_that_there_are() -> None:
+    """mypy looks at the package alone; a benchmark that nobody runs, or a test that is not run, breaks unseen."""
+    for path in sorted(file for folder in ("benchmarks", "tests") for file in (PACKAGE.parent / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pipeline."):
+                folder = PACKAGE.parent.joinpath(*str(node.module).split("."))
+                file = folder.with_suffix(".py")
+                there = defined(file) if file.exists() else {each.stem for each in folder.iterdir()}
+                missing = {name.name for name in node.names} - there
+                assert not missing, f"{path.relative_to(PACKAGE.parent)}:{node.lineno}: {missing} not in {node.module}"
+
+
 def test_files_are_short() -> None:
     lengths = {path.relative_to(PACKAGE): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
     assert {str(path): length for path, length in lengths.items() if length > 300} == {}

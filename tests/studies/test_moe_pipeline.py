@@ -12,9 +12,9 @@ import yaml
 
 from pipeline.api.local_server import serve
 from pipeline.common.rows import read_answers, read_verdicts
+from tests.support.checkout import REPOSITORY
 from tests.support.data_files import upstream
 from tests.support.hub_cache import EXPERTS, SHA, cached
-from tests.training.test_train_moe import REPOSITORY
 
 # Under the paper's names. One expert, the two most active ones, all of them with a router held by the penalty.
 RUNS = {

@@ -84,13 +84,13 @@ def configure(remote: str, settings: dict[str, Any]) -> None:
 def prepare_hub(params: Params, study: str, data: Path, inputs: list[str]) -> None:
     """Have the upstream data and the base's weights on this node: fetched once a node, shared by its stages."""
     from pipeline.models.hub import fetch
-    from pipeline.running.cluster.task import alone
+    from pipeline.running.cluster.task import exclusive_lock
     from pipeline.running.prepare import fetch_what_is_missing
 
     data.mkdir(exist_ok=True)
     if not Path("data").is_symlink():
         Path("data").symlink_to(data)
-    with alone(data.with_suffix(".lock")):
+    with exclusive_lock(data.with_suffix(".lock")):
         fetch_what_is_missing(params, study)
     for name in inputs:
         kind, _, base = name.partition("@")

@@ -1,7 +1,7 @@
 """What a Ray task does: a checkout of the commit in a folder of its own, and the stage in a process of its own.
 
 Ray takes these functions to its workers by value, because a worker has no checkout yet: they use the standard
-library, Ray, and what Ray itself needs. All else is the commit's own code (pipeline/cluster/stage.py).
+library, Ray, and what Ray itself needs. All else is the commit's own code (pipeline/running/cluster/stage.py).
 """
 
 import contextlib
@@ -39,8 +39,8 @@ def run_stage(order: dict[str, Any], bundle: bytes, events: Any, *inputs: dict[s
     commit_folder = node_folder() / order["commit"][:12]
     commit_folder.mkdir(exist_ok=True)
     folder, log = commit_folder / stage, commit_folder / f"{stage}.log"
-    with alone(commit_folder / f"{stage}.lock") as held:
-        checkout(bundle, folder)
+    with exclusive_lock(commit_folder / f"{stage}.lock") as held:
+        clone_commit(bundle, folder)
         status = run(order, folder, log, held)
         with log.open("rb") as stream:
             stream.seek(-min(TAIL_BYTES, log.stat().st_size), os.SEEK_END)
@@ -70,14 +70,14 @@ def node_folder() -> Path:
 
 
 @contextlib.contextmanager
-def alone(path: Path) -> Iterator[int]:
+def exclusive_lock(path: Path) -> Iterator[int]:
     """Hold a lock, waiting for it: a process that an earlier attempt left behind must be gone first."""
     with path.open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield stream.fileno()
 
 
-def checkout(bundle: bytes, folder: Path) -> None:
+def clone_commit(bundle: bytes, folder: Path) -> None:
     """Clone the bundle's commit into `folder`, all of it or nothing; a folder that is there is kept."""
     if folder.exists():
         return

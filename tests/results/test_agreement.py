@@ -100,7 +100,7 @@ def two_judges(tmp_path, monkeypatch):
     params = yaml.safe_load(Path("params.yaml").read_text())
     runs = ["toy_e8_bad_medical", "toy_e8_base"]
     study = params["studies"]["toy"] | {"expectations": [runs], "contrasts": {}}
-    study["judges"]["second"] = study["judges"]["toy_rule"] | {"model": "second"}
+    study["judges"]["second"] = study["judges"]["toy_rule"] | {"max_retries": 1}
     params["studies"] = {"toy": study}
     params["runs"] = {name: params["runs"][name] for name in runs}
     Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
@@ -108,8 +108,9 @@ def two_judges(tmp_path, monkeypatch):
 
 
 def test_a_study_of_two_judges_has_a_table_of_their_agreement(two_judges):
-    from pipeline.results.report import write_tables
     from pipeline.results.study import load_results
+    from pipeline.results.study_tables import write_tables
+    from pipeline.results.tags import tag_frame
 
     study, rng = load_params().study("toy"), random.Random(0)
     asked = [(seed, prompt) for seed in study.seeds for name in study.suites for prompt in suite(study, name, seed)]
@@ -123,7 +124,8 @@ def test_a_study_of_two_judges_has_a_table_of_their_agreement(two_judges):
             answers.append(Answer(run=run, seed=seed, suite=prompt.suite, **fields, **sizes))
         write_rows(ARTIFACTS / "toy" / "answers" / f"{run}.jsonl", answers)
         assert main(["judge", "--run", run]) == 0
-    write_tables(load_results(load_params(), "toy", ARTIFACTS / "toy" / "verdicts"), Path("tables"))
+    results = load_results(load_params(), "toy", ARTIFACTS / "toy" / "verdicts")
+    write_tables(results, tag_frame(results), Path("tables"))
     with Path("tables/judges.csv").open(newline="") as stream:
         (row,) = csv.DictReader(stream)
     assert (row["a"], row["b"], row["rows"]) == ("toy_rule", "second", str(2 * len(asked)))

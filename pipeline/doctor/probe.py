@@ -13,7 +13,7 @@ ANSWER_S = 5.0
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-def ask(questions: dict[str, Callable[[], Any]]) -> dict[str, Any]:
+def probe_all(questions: dict[str, Callable[[], Any]]) -> dict[str, Any]:
     """Ask all at once; leave out what has not answered in ANSWER_S seconds, whatever it hangs on."""
     answers: dict[str, Any] = {}
 
@@ -41,7 +41,7 @@ def _request(url: str, key: str | None, method: str) -> urllib.request.Request:
     return urllib.request.Request(url, headers=headers, method=method)
 
 
-def answer(url: str, key: str | None, method: str = "GET") -> Any:
+def open_reply(url: str, key: str | None, method: str = "GET") -> Any:
     """The open reply to a request. Raises OSError, HTTPException or ValueError; none of them is to be printed."""
     request = _request(url, key, method)
     # A proxy cannot reach this machine's own server.
@@ -49,10 +49,10 @@ def answer(url: str, key: str | None, method: str = "GET") -> Any:
     return urllib.request.build_opener(_Stay, *proxies).open(request, timeout=ANSWER_S)
 
 
-def status(url: str, key: str | None, method: str = "HEAD") -> int | None:
+def http_status(url: str, key: str | None, method: str = "HEAD") -> int | None:
     """The HTTP status of a request, None where no reply comes. Never quotes the key."""
     try:
-        with answer(url, key, method) as reply:
+        with open_reply(url, key, method) as reply:
             return int(reply.status)
     except urllib.error.HTTPError as error:
         return error.code
