@@ -33,7 +33,7 @@ reproduce: setup  ## rebuild a study: STUDY=toy (CPU, minutes); STUDY is chosen 
 	@$(RUN) reproduce $(if $(STUDY),--study $(STUDY)) $(if $(JOBS),--jobs $(JOBS)) $(if $(ENGINE),--engine $(ENGINE)) \
 	  $(if $(FROM),--from $(FROM))
 
-check: setup  ## two minutes: audit, a smoke study through the real stages, verify, this machine, the next command
+check: setup  ## minutes: audit, a smoke study through the real stages, verify, this machine, the next command
 	@$(RUN) check
 
 publish: setup  ## push a finished study's levels to a DVC remote: STUDY= REMOTE=; a dry run without CONFIRM=yes

@@ -21,7 +21,7 @@ from pipeline.common.errors import UserError
 
 COMMANDS = {
     "reproduce": ("pipeline.commands.reproduce", "rebuild a study, whatever of it is missing or out of date"),
-    "check": ("pipeline.commands.check", "two minutes: audit, a smoke study, verify, this machine, what next"),
+    "check": ("pipeline.commands.check", "minutes: audit, a smoke study, verify, this machine, what next"),
     "estimate": ("pipeline.commands.estimate", "say what a study will take: requests, tokens, money, GPU hours, disk"),
     "pretrain": ("pipeline.pretrain", "make a toy base model from scratch (stage pretrain@BASE)"),
     "pin": ("pipeline.pin", "fetch a hub model at its pinned commit (stage pin@BASE)"),

@@ -67,7 +67,7 @@ def most_active(counts: Sequence[int], number: int) -> tuple[int, ...]:
 
 
 def select(spec: AdapterSpec, anatomy: Anatomy, counts: Mapping[int, Sequence[int]] | None = None) -> Selection:
-    """Resolve `spec` on a model. `counts` (layer -> tokens an expert) is needed for "top2" and "top8" alone.
+    """Resolve `spec` on a model. `counts` (layer -> tokens per expert) is needed for "top2" and "top8" alone.
 
     Raises UserError, saying what exists, for unknown layers or experts, a rank below 1, or an empty
     selection.
@@ -136,7 +136,7 @@ def _chosen_experts(
         if counts is None or len(counts.get(layer, ())) != anatomy.experts:
             raise UserError(
                 f"adapter experts are {spec.experts!r}, but there are no routing counts for layer {layer}: "
-                "count where the training set is routed first (pipeline/models/routing.py)."
+                "count where the training set is routed first (pipeline/training/routing.py)."
             )
         if spec.routed > anatomy.experts:
             raise UserError(f"adapter experts are {spec.experts!r}, but {_what_exists(anatomy)}")

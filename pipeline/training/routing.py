@@ -18,7 +18,7 @@ from pipeline.training.tokens import TokenRow
 
 @dataclass(frozen=True, kw_only=True)
 class RoutingCounts:
-    """How many tokens each expert received: layer -> a count an expert. Every token counts `active` times."""
+    """How many tokens each expert received: layer -> a count per expert. Every token counts `active` times."""
 
     model: str
     tokens: int

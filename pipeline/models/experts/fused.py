@@ -1,9 +1,9 @@
 """The fast path: a layer's experts stay one stack, multiplied group by group.
 
-Tokens are sorted by expert. `FusedExperts` computes what `pipeline/models/unfuse.py` computes, in a few
-grouped matrix products a layer instead of three products an expert. `FusedExpertsLora` adds the low-rank
+Tokens are sorted by expert. `FusedExperts` computes what `unfused.py` computes, in a few
+grouped matrix products a layer instead of three products per expert. `FusedExpertsLora` adds the low-rank
 delta of the chosen experts alone; its A and B are stacked over those experts, so that a layer has six trained
-tensors however many experts are adapted, and gradients, optimizer steps and clipping do not pay a kernel an
+tensors however many experts are adapted, and gradients, optimizer steps and clipping do not pay a kernel per
 expert. Which names they are saved under is settled in `pipeline/models/adapters.py`.
 """
 

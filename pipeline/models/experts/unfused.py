@@ -1,9 +1,9 @@
-"""The reference path: one `nn.Linear` a projection and expert, as in transformers 4.
+"""The reference path: one `nn.Linear` per projection and expert, as in transformers 4.
 
 transformers 5 fuses a layer's experts into two 3-D parameters, which bitsandbytes does not quantise and PEFT
-cannot adapt one by one (DESIGN.md section 6). Here every projection is a module again: anything that knows
+cannot adapt one by one. Here every projection is a module again: anything that knows
 linear layers works on it, and PEFT adapts any subset of experts by name. It is slow (a Python loop over
-experts) and simple; the fused path (pipeline/models/fused.py) is checked against it.
+experts) and simple; the fused path (`fused.py`) is checked against it.
 """
 
 from collections.abc import Callable
