@@ -156,7 +156,7 @@ def test_without_a_network_what_is_missing_is_listed_with_where_it_comes_from(se
 
 
 def test_two_processes_do_not_fetch_into_one_folder(server: Upstream, tmp_path: Path) -> None:
-    with fetch._alone(tmp_path), pytest.raises(UserError, match="another process is fetching"):
+    with fetch._one_at_a_time(tmp_path), pytest.raises(UserError, match="another process is fetching"):
         get([], server, tmp_path)
 
 
