@@ -154,7 +154,8 @@ def _machine() -> dict[str, Any]:
     found = gpus().found
     names = ("torch", "transformers", "peft", "trl", "bitsandbytes")
     return {
-        "commit": git("rev-parse", "HEAD", folder=ROOT).stdout.strip() or "unknown",
+        "commit": git("describe", "--always", "--exclude=*", "--abbrev=40", "--dirty", folder=ROOT).stdout.strip()
+        or "unknown",
         "gpu": found[0].name if found else None,
         "cpu": cpu(),
         "cores": cores(),
