@@ -26,10 +26,8 @@ def kind(run: Run) -> str:
     if run.lora is None:
         return "every parameter"
     lora = run.lora
-    if isinstance(lora.experts, str):
-        experts = lora.experts
-    else:
-        experts = {0: "none", 1: "1 expert"}.get(len(lora.experts), f"{len(lora.experts)} experts")
+    experts: str = lora.experts if isinstance(lora.experts, str) else f"{len(lora.experts)} experts"
+    experts = {"0 experts": "none", "1 experts": "1 expert"}.get(experts, experts)
     parts = [
         f"adapter on {experts}",
         "attention" if lora.attention else "",
