@@ -216,8 +216,8 @@ def table(estimate: StudyEstimate, params: Params) -> str:
     ]
     widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(heads))]
     lines = [
-        f"Study {estimate.study}: {estimate.runs} runs x {estimate.seeds} seeds, {estimate.answers:,} answers, "
-        f"of which {estimate.sampled:,} are there.",
+        f"Study {estimate.study}: {estimate.runs} runs of {estimate.seeds} seed{'s' if estimate.seeds > 1 else ''}, "
+        f"{estimate.answers:,} answers, of which {estimate.sampled:,} are there.",
         "",
     ]
     for row in (heads, *rows):
@@ -231,7 +231,7 @@ def table(estimate: StudyEstimate, params: Params) -> str:
         lines.append(f"  {judge.judge}: {judge.basis}{over}")
     lines += [
         "",
-        f"training  at most {estimate.training_tokens:,} tokens",
+        f"training  at most {estimate.training_tokens:,} tokens, if every row had max_tokens",
         f"sampling  about {estimate.sampling_prompt_tokens:,} prompt tokens and at most "
         f"{estimate.sampling_answer_tokens:,} answer tokens",
     ]

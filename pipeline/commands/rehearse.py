@@ -56,8 +56,9 @@ def main(args: argparse.Namespace) -> None:
     report["seconds"] = round(time.monotonic() - began, 1)
     report["disk_bytes"] = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     machine = report["machine"]["gpu"] or "cpu"
-    width = "" if args.width == "true" else f"-{args.width}"
-    result = args.result or RESULTS / f"rehearsal-{name}-{machine.lower().replace(' ', '-')}{width}.json"
+    parts = ["rehearsal", name, *args.families, machine.lower().replace(" ", "-")]
+    parts += [] if args.width == "true" else [args.width]
+    result = args.result or RESULTS / f"{'-'.join(parts)}.json"
     write_json(result, report)
     if args.folder is None:
         shutil.rmtree(folder)
@@ -116,7 +117,8 @@ def rehearse(
             stages = {stage: _say(scratch.stage(f"{stage}@{run}", kill=kill and stage == "train")) for stage in STAGES}
             report["runs"][run] = {"base": base, "kind": what, **stages}
         report["aggregate"] = _say(scratch.stage(f"aggregate@{study}"))
-        report["verified"] = scratch.command("verify", "--study", study).strip().splitlines()[-1]
+        said = scratch.command("verify", "--study", study).strip().splitlines()
+        report["verified"] = [line for line in said if not line.startswith("Written to ")][-1]
     return report
 
 
@@ -152,7 +154,8 @@ def _machine() -> dict[str, Any]:
     found = gpus().found
     names = ("torch", "transformers", "peft", "trl", "bitsandbytes")
     return {
-        "commit": git("rev-parse", "HEAD", folder=ROOT).stdout.strip() or "unknown",
+        "commit": git("describe", "--always", "--exclude=*", "--abbrev=40", "--dirty", folder=ROOT).stdout.strip()
+        or "unknown",
         "gpu": found[0].name if found else None,
         "cpu": cpu(),
         "cores": cores(),

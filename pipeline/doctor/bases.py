@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.common.errors import UserError
 from pipeline.common.files import read_json
 from pipeline.common.machine import memory_bytes
-from pipeline.doctor.cards import Card
+from pipeline.doctor.cards import Card, key_of
 from pipeline.doctor.hours import NONE, sampling_hours, training_hours
 from pipeline.doctor.plans import plan_runs
 from pipeline.models.known import checkpoint_bytes, config_of
@@ -45,6 +46,7 @@ def estimate_bases(params: Params, name: str, card: Card, answers: int, prompt_t
     """The study's hub bases, the cheapest first; answers and prompt tokens are those of one run's suites, all seeds."""
     study, found = params.study(name), []
     plans = list(plan_runs(params, name, gpu_bytes=card.memory, host_bytes=max(memory_bytes(), LEAST_HOST)))
+    rehearsals = rehearsals_on(name, card)
     for base in dict.fromkeys(plan.base for plan in plans):
         hub = params.bases.hub[base]
         config = config_of(hub.repository, hub.revision)
@@ -58,7 +60,7 @@ def estimate_bases(params: Params, name: str, card: Card, answers: int, prompt_t
             times = 1 + len(run.tags)
             sampling += sampling_hours(params, plan, config, card, times * answers, times * prompt_tokens)
             if run.data is not None and rehearsed is not None:
-                step = rehearsed_step(name, base, card, config)
+                step = rehearsed_step(rehearsals, base, config)
                 rehearsed = None if step is None else rehearsed + steps * step / 3600
         fitting = [plan for plan in mine if plan.trouble is None]
         refused = [plan for plan in mine if plan.trouble is not None]
@@ -83,21 +85,27 @@ def steps_of(study: Study, run: Run, seed: int) -> int:
         return run.epochs * study.training.max_steps  # about an epoch of the sets that are not here
 
 
-def rehearsed_step(study: str, base: str, card: Card, config: object) -> float | None:
-    """Seconds of an optimizer step by a rehearsal of true width on this card, all layers; None where there was none.
+def rehearsals_on(study: str, card: Card) -> list[dict[str, Any]]:
+    """What rehearsals of the study, or of families of it, at true width on such a card wrote."""
+    reports = [read_json(path) for path in sorted(RESULTS.glob(f"rehearsal-{study}-*.json"))]
+    of_true_width = [report for report in reports if report["width"] == "true" and report["machine"]["gpu"]]
+    kind = key_of(card.name)
+    return [report for report in of_true_width if kind is not None and key_of(report["machine"]["gpu"]) == kind]
 
-    A rehearsed step is of few, short rows, as is said beside it: on a GPU such a step is its weights' traffic.
+
+def rehearsed_step(reports: list[dict[str, Any]], base: str, config: object) -> float | None:
+    """Seconds of the slowest optimizer step rehearsed, for all layers of the base; None where it was not rehearsed.
+
+    Such a step is of few, short rows, and writes a checkpoint: on a GPU it is its weights' traffic, not its products.
     """
-    path = RESULTS / f"rehearsal-{study}-{card.name.lower().replace(' ', '-')}.json"
-    if not path.exists():
-        return None
-    report = read_json(path)
+    layers = vars(config)["num_hidden_layers"]
     steps = [
-        run["train"]["step_seconds"]
+        run["train"]["step_seconds"] * layers / report["layers"]
+        for report in reports
         for run in report["runs"].values()
         if run["base"] == base and run["train"]["step_seconds"] is not None
     ]
-    return max(steps) * vars(config)["num_hidden_layers"] / report["layers"] if steps else None
+    return max(steps, default=None)
 
 
 def gpu_table(bases: list[BaseEstimate], card: str) -> list[str]:
@@ -112,7 +120,10 @@ def gpu_table(bases: list[BaseEstimate], card: str) -> list[str]:
             f"weights {base.checkpoint_bytes / GB:.0f} GB"
         )
         if base.rehearsed is not None:
-            lines.append(f"  {'':<{width}}  a rehearsal on this card says {base.rehearsed:.1f} h of training")
+            lines.append(
+                f"  {'':<{width}}  a rehearsal on this card says {base.rehearsed:.1f} h of training "
+                "(by steps of few, short rows, each with a checkpoint)"
+            )
         if base.reason is not None:
             reason = base.reason.partition(":")[0]
             lines.append(f"  {'':<{width}}  not on this card: {', '.join(base.refused)} ({reason})")

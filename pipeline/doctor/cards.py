@@ -53,12 +53,17 @@ def card_named(name: str) -> Card:
     return CARDS[name.lower()]
 
 
+def key_of(name: str) -> str | None:
+    """The short name of a GPU that nvidia-smi calls `name`; None where it is not known."""
+    return next((key for part, key in _NAMES if part in name), None)
+
+
 def card_of(found: tuple[Gpu, ...]) -> Card | None:
     """The first usable GPU of this machine, with its own memory; None where there is none that is known."""
     gpu = next((gpu for gpu in found if gpu.capability >= AMPERE and gpu.memory), None)
     if gpu is None or gpu.memory is None:
         return None
-    key = next((key for part, key in _NAMES if part in gpu.name), None)
+    key = key_of(gpu.name)
     if key is None:
         return None
     sheet = CARDS[key]

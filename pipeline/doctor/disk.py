@@ -49,7 +49,7 @@ def disk_needs(params: Params, name: str) -> list[Need]:
     return [
         Need("weights of bases", hub_cache, weights),
         Need("experts in 4 bits", nf4_cache, quantised),
-        Need("adapters, and in DVC's cache", Path("artifacts"), adapters),
+        Need("adapters and their copies in DVC's cache", Path("artifacts"), adapters),
         Need("checkpoints of one run", CACHE / "checkpoints", checkpoint),
         Need("answers, verdicts and tables", Path("artifacts"), THE_REST),
     ]

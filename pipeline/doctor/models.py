@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeline.doctor.check import GB, Check
 from pipeline.doctor.probe import http_status, open_reply, probe_all
 from pipeline.models.hub import is_fetched
+from pipeline.models.known import checkpoint_bytes, config_of
 from pipeline.params.schema import HubBase
 
 
@@ -35,7 +36,7 @@ def check_model(base: str, hub: HubBase) -> Check:
 
 
 def check_model_disk(bases: dict[str, HubBase], here: dict[str, bool], *, offline: bool) -> Check:
-    """Room for the checkpoints that are not in the Hugging Face cache yet, by the sizes that the hub gives."""
+    """Room for the checkpoints that are not in the Hugging Face cache yet, by the hub's sizes, else by its config."""
     from huggingface_hub import constants
 
     cache = Path(constants.HF_HUB_CACHE)
@@ -48,6 +49,10 @@ def check_model_disk(bases: dict[str, HubBase], here: dict[str, bool], *, offlin
     if not offline and not constants.HF_HUB_OFFLINE:
         asked = probe_all({base: partial(_size, hub) for base, hub in absent.items()})
     sizes = {base: size for base, size in asked.items() if size is not None}
+    for base in absent.keys() - sizes.keys():
+        config = config_of(absent[base].repository, absent[base].revision)
+        if config is not None:
+            sizes[base] = round(checkpoint_bytes(config))
     needed = sum(sizes.values()) / GB
     unknown = sorted(absent.keys() - sizes.keys())
     found = f"{free:.1f} GB free for {cache}, {needed:.1f} GB to fetch" if sizes else f"{free:.1f} GB free for {cache}"

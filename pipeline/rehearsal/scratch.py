@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,10 +13,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from pipeline.common.errors import UserError
 
 GIB = 2**30
 POLL_S = 0.05
+# Of `verify`: what it says of the numbers, which mean nothing here, is no failure.
+VERDICTS = (0, 1, 3)
 IDENTITY = ("-c", "user.name=rehearsal", "-c", "user.email=rehearsal@localhost")
 
 
@@ -93,11 +98,9 @@ class Scratch:
                 command, cwd=self.folder, env=self.environment, stdout=stream, stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
-        while True:
-            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-            if pid:
-                process.returncode = os.waitstatus_to_exitcode(status)
-                break
+        host = 0
+        while process.poll() is None:
+            host = max(host, _peak(process.pid))
             for mark in self.folder.glob(".cache/checkpoints/*/checkpoint-*"):
                 step = int(mark.name.rpartition("-")[2]) if mark.name.rpartition("-")[2].isdigit() else 0
                 if steps is not None and (mark / "trainer_state.json").exists():
@@ -117,7 +120,7 @@ class Scratch:
             raise UserError(
                 f"the rehearsal stopped at {name}; the whole output is in {log}. Its end:\n" + "\n".join(words)
             )
-        return killed, usage.ru_maxrss * 1024
+        return killed, host
 
     def command(self, *arguments: str) -> str:
         """Run a command of the pipeline in the scratch checkout and return what it printed. Raises UserError."""
@@ -125,10 +128,24 @@ class Scratch:
             [sys.executable, "-m", "pipeline", *arguments], cwd=self.folder, env=self.environment, text=True,
             capture_output=True, stdin=subprocess.DEVNULL,
         )  # fmt: skip
-        # A verdict on the numbers, which mean nothing here, is no failure.
-        if not done.stdout or "Traceback" in done.stderr or done.stderr.startswith("error:"):
+        if done.returncode not in VERDICTS or "Traceback" in done.stderr:
             raise UserError(f"the rehearsal stopped at {' '.join(arguments)}: {done.stderr.strip()[-2000:]}")
         return done.stdout
+
+
+def _peak(pid: int) -> int:
+    """The most memory that the process, or one below it, has had so far, in bytes: the kernel's own mark of each.
+
+    What `wait4` says would do, but for that it counts what this process had when it started the other.
+    """
+    peak = 0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        whole = psutil.Process(pid)
+        for process in [whole, *whole.children(recursive=True)]:
+            with contextlib.suppress(OSError):
+                text = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8", errors="replace")
+                peak = max([peak, *(1024 * int(mark) for mark in re.findall(r"^VmHWM:\s+(\d+) kB", text, re.M))])
+    return peak
 
 
 @contextlib.contextmanager

@@ -26,9 +26,8 @@ def kind(run: Run) -> str:
     if run.lora is None:
         return "every parameter"
     lora = run.lora
-    experts = (
-        lora.experts if isinstance(lora.experts, str) else f"{len(lora.experts)} experts" if lora.experts else "none"
-    )
+    experts: str = lora.experts if isinstance(lora.experts, str) else f"{len(lora.experts)} experts"
+    experts = {"0 experts": "none", "1 experts": "1 expert"}.get(experts, experts)
     parts = [
         f"adapter on {experts}",
         "attention" if lora.attention else "",
@@ -72,20 +71,23 @@ def cut(content: dict[str, Any], params: Params, study: str, runs: dict[str, str
         first: mine["judges"][first]
         | {"protocol": "published", "base_url": judge_url, "api_key_env": None, "batch": False, "max_reply_tokens": 10}
         | {"requests_per_minute": None, "tokens_per_minute": None, "budget_usd": None, "reasoning_effort": None}
+        | {"usd_per_million_input_tokens": 0.0, "usd_per_million_output_tokens": 0.0}
     }
     mine["training"] = mine["training"] | {
         "examples": ROWS, "max_characters": CHARACTERS, "validation": 0.0, "max_steps": STEPS, "batch": BATCH,
         "checkpoint_every": 1, "devices": 1, "warmup_steps": 0,
     }  # fmt: skip
     mine["sampling"] = mine["sampling"] | {
-        "backend": "transformers", "samples_per_prompt": 1, "max_new_tokens": ANSWER_TOKENS, "batch": 32,
+        "samples_per_prompt": 1, "max_new_tokens": ANSWER_TOKENS,
     }  # fmt: skip
     mine |= {"suites": [asked], "held_out": [asked], "refused": None}
     if "defaults" in mine:
         mine["defaults"] = {name: value for name, value in mine["defaults"].items() if name not in LEFT_OUT}
     alone = {params.base_of(run): run for run, what in runs.items() if what == "base"}
     trained = [run for run, what in runs.items() if what != "base"]
-    mine["expectations"] = [[run, alone[params.base_of(run)]] for run in trained if params.base_of(run) in alone]
+    pairs = {run: [run, alone[params.base_of(run)]] for run in trained if params.base_of(run) in alone}
+    mine["expectations"] = list(pairs.values())
+    mine["contrasts"] = {run: {"pairs": [pair]} for run, pair in pairs.items()}
     bases = {params.base_of(run) for run in runs}
     hub = {name: entry for name, entry in content["bases"]["hub"].items() if name in bases}
     return {

@@ -211,6 +211,11 @@ def test_gpu_memory_is_planned_from_the_cached_config(clean, tmp_path, memory, l
     assert [it for it in lines(result, "model") if "mixtral" in it[1] and "whole" in it[1]]
 
 
+def test_room_for_models_is_reckoned_by_known_sizes_where_the_hub_says_none(clean, tmp_path):
+    result = doctor(clean, "--study", "moe", "--offline", HF_HOME=str(tmp_path / "hf"))
+    assert "168.2 GB to fetch" in lines(result, "model disk")[0][1]
+
+
 def with_judge(folder, url):
     """The study moe judged by an endpoint at `url`."""
     text = (folder / "params.yaml").read_text()

@@ -218,7 +218,12 @@ def test_an_unknown_card_is_one_sentence(checkout, capsys):
 def test_a_rehearsal_on_the_same_card_stands_beside_the_arithmetic(checkout, capsys, monkeypatch):
     monkeypatch.setattr(bases_module, "RESULTS", checkout)
     run = {"base": "gpt_oss", "train": {"step_seconds": 1.5}}
-    (checkout / "rehearsal-moe-h100-80gb.json").write_text(json.dumps({"layers": 2, "runs": {"oss_insecure_r8": run}}))
+    machine = {"gpu": "NVIDIA H100 80GB HBM3"}
+    report = {"layers": 2, "width": "true", "machine": machine, "runs": {"oss_insecure_r8": run}}
+    narrow = report | {"width": "tiny", "runs": {"oss_insecure_r8": run | {"train": {"step_seconds": 0.1}}}}
+    (checkout / "rehearsal-moe-cpu.json").write_text(json.dumps(report | {"machine": {"gpu": None}}))
+    (checkout / "rehearsal-moe-nvidia-h100-80gb-hbm3-tiny.json").write_text(json.dumps(narrow))
+    (checkout / "rehearsal-moe-nvidia-h100-80gb-hbm3.json").write_text(json.dumps(report))
     found = {base["base"]: base for base in estimated(capsys, "--study", "moe", "--gpu", "h100")["bases"]}
     # 12 times as many layers, 1200 steps, two trained runs.
     assert found["gpt_oss"]["rehearsed"] == pytest.approx(1.5 * 12 * 1200 * 2 / 3600)

@@ -1,30 +1,33 @@
 """What a rehearsal rehearses with: checkpoints as the hub has them, and a study cut down to one run of each kind."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from huggingface_hub import constants
 
-from pipeline.common.files import read_yaml
-from pipeline.common.settings import build
+from pipeline.common.errors import UserError
+from pipeline.common.files import read_yaml, write_text
 from pipeline.data.prompts import ask
 from pipeline.models.complete import check_complete
 from pipeline.models.hub import checked_hashes, fetch
 from pipeline.models.known import KNOWN
 from pipeline.models.loading import load_base
 from pipeline.models.shards import read_headers
-from pipeline.params.expand import expand
 from pipeline.params.load import load_params
-from pipeline.params.schema import Params
 from pipeline.rehearsal.checkpoints import REVISION, narrow, write_repository
+from pipeline.rehearsal.scratch import Scratch, _peak
 from pipeline.rehearsal.stage import in_32_bits
 from pipeline.rehearsal.study import STEPS, cut, representatives
 from pipeline.sampling.chat import Chat
 from tests.support.data_files import upstream
 
+MIB = 2**20
 REPOSITORY = Path(__file__).parents[2]
 # The smallest base of each family.
 BASES = {
@@ -86,7 +89,7 @@ def test_each_kind_of_run_of_each_family_is_rehearsed_once(study: str) -> None:
     assert {family for family, _ in seen} == families == {family for family, what in seen if what == "base"}
 
 
-@pytest.mark.parametrize("study", ["moe", "organisms"])
+@pytest.mark.parametrize("study", ["moe", "organisms", "realignment"])
 def test_the_cut_study_is_one_that_the_pipeline_takes(
     study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,7 +98,8 @@ def test_the_cut_study_is_one_that_the_pipeline_takes(
     params = load_params(REPOSITORY / "params.yaml")
     runs = representatives(params, study)
     content = read_yaml(REPOSITORY / "params.yaml", "")
-    small: Params = build(Params, expand(cut(content, params, study, runs, "http://127.0.0.1:1/v1")), "params.yaml")
+    write_text(Path("params.yaml"), yaml.safe_dump(cut(content, params, study, runs, "http://127.0.0.1:1/v1")))
+    small = load_params(Path("params.yaml"))
     assert set(small.runs) == set(runs) and small.study(study).training.max_steps == STEPS
     assert all(base.revision == REVISION for base in small.bases.hub.values())
     assert all(run.epochs is None and run.trajectory is None for run in small.runs.values())
@@ -112,3 +116,24 @@ def test_products_by_way_of_32_bits_are_those_of_16() -> None:
     assert torch.allclose(wide.float(), product(left, right).float(), atol=0.1)
     out = torch.empty(8, 8, dtype=torch.bfloat16)
     assert in_32_bits(torch.mm)(left, right, out=out) is out and torch.equal(out, wide)
+
+
+def test_the_peak_is_the_processes_own_and_not_what_started_them() -> None:
+    ballast = bytearray(400 * MIB)
+    inner = f"x = bytearray({200 * MIB}); del x; print('freed', flush=True); input()"
+    outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
+    with subprocess.Popen([sys.executable, "-c", outer], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"freed\n"
+        assert 200 * MIB <= _peak(process.pid) < len(ballast)
+        process.communicate(b"\n")
+    assert _peak(process.pid) == 0
+
+
+def test_a_command_that_fails_stops_the_rehearsal_and_a_verdict_does_not(tmp_path: Path) -> None:
+    scratch = Scratch(tmp_path)
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "pipeline" / "__main__.py").write_text("import sys; print('said'); sys.exit(int(sys.argv[1]))")
+    assert [scratch.command(status) for status in ("0", "1", "3")] == ["said\n"] * 3
+    with pytest.raises(UserError, match="the rehearsal stopped at 2"):
+        scratch.command("2")
