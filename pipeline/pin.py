@@ -3,6 +3,7 @@
 The files that are read later are fetched, held against the hub's list by their bytes, and against the configuration
 by their headers. What the stage leaves is a record, not the weights: the repository, the full commit SHA, and the
 SHA-256 of every file. Later stages read the files from the cache and refuse any that is no longer what was pinned.
+A base in a folder here is put into the cache, and its contents' hash stands for the commit.
 Of a base behind an API there is nothing to fetch: the record is its dated name and where it is asked.
 """
 
@@ -15,6 +16,7 @@ from pipeline.common.files import write_json
 from pipeline.common.paths import ARTIFACTS, PARAMS, PIN
 from pipeline.models.families.registry import anatomy_of
 from pipeline.models.hub import checked_hashes, fetch
+from pipeline.params.folders import put_into_cache
 from pipeline.params.load import load_params
 from pipeline.params.schema import HubBase
 
@@ -36,10 +38,15 @@ def main(args: argparse.Namespace) -> None:
     from pipeline.models.complete import check_complete
 
     base = params.hub_base(args.base)
-    # The configuration first: what it shows to be wrong is said before the weights are fetched.
-    check_experts(fetch(base.repository, base.revision, only="config.json"), base, f"{PARAMS}: bases.hub.{args.base}")
-    folder = fetch(base.repository, base.revision)
-    files = checked_hashes(base.repository, base.revision)
+    where = f"{PARAMS}: bases.hub.{args.base}"
+    if base.folder is not None:
+        folder, files = put_into_cache(Path(base.folder), base.revision, where)
+        check_experts(folder, base, where)
+    else:
+        # The configuration first: what it shows to be wrong is said before the weights are fetched.
+        check_experts(fetch(base.repository, base.revision, only="config.json"), base, where)
+        folder = fetch(base.repository, base.revision)
+        files = checked_hashes(base.repository, base.revision)
     check_complete(folder)
     record = {"repository": base.repository, "revision": base.revision, "files": files}
     write_json(ARTIFACTS / "bases" / args.base / PIN, record)

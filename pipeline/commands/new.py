@@ -40,6 +40,11 @@ def main(args: argparse.Namespace) -> None:
     model = args.model
     if "/" not in model:
         model = f"{args.study}/adapters/{model}" if model in params.runs else f"{BASES}/{model}"
+    if not model.startswith((f"{BASES}/", f"{args.study}/adapters/")):
+        raise UserError(
+            f"--model {model}: write it into params.yaml first, `python -m pipeline add-base {model}`, then give the "
+            "name that it has there."
+        )
     entry: dict[str, Any] = {"study": args.study, "model": model}
     if args.data is not None:
         entry["data"] = data(args.data, args.split)

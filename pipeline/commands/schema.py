@@ -1,6 +1,6 @@
 """The JSON schema of params.yaml, by which editors complete and check it as it is typed.
 
-    python -m pipeline schema > .cache/params.schema.json
+    mkdir -p .cache && python -m pipeline schema > .cache/params.schema.json
 
 The first line of params.yaml points yaml-language-server (VS Code, Neovim, Emacs) to that file.
 """
@@ -30,6 +30,8 @@ def json_schema() -> dict[str, Any]:
     study["suites"]["items"] = {"anyOf": [{"type": "string"}, own]}
     pattern = {"type": "string", "description": "a run, or a pattern of runs, each above its base"}
     study["expectations"]["items"] = {"anyOf": [study["expectations"]["items"], pattern]}
+    # A base in a folder has that in place of a repository.
+    kinds["HubBase"]["required"].remove("repository")
     # A run's lora has the keys that differ from its study's default.
     partial = {key: value for key, value in kinds["AdapterSpec"].items() if key != "required"}
     kinds["RunAdapter"] = partial

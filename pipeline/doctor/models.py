@@ -15,9 +15,13 @@ from pipeline.params.schema import HubBase
 
 
 def check_model(base: str, hub: HubBase) -> Check:
-    """Ask the hub for the base's config.json at its commit, with the token if there is one."""
+    """Ask the hub for the base's config.json at its commit, with the token if there is one; look for its folder."""
     from huggingface_hub import constants
 
+    if hub.folder is not None:
+        there = Path(hub.folder).is_dir()
+        missing = Check("fail", "model", f"{base}: there is no folder {hub.folder}", "bring it, or correct its path")
+        return Check("ok", "model", f"{base}: the folder {hub.folder}, not taken in yet") if there else missing
     found = f"{base}: {hub.repository} at {hub.revision[:12]}"
     if constants.HF_HUB_OFFLINE:
         return Check("warn", "model", f"{found} is not in the cache, and HF_HUB_OFFLINE is set", "unset it")
@@ -42,7 +46,7 @@ def check_model_disk(bases: dict[str, HubBase], here: dict[str, bool], *, offlin
     cache = Path(constants.HF_HUB_CACHE)
     existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
     free = shutil.disk_usage(existing).free / GB
-    absent = {base: hub for base, hub in bases.items() if not here[base]}
+    absent = {base: hub for base, hub in bases.items() if not here[base] and hub.folder is None}
     if not absent:
         return Check("ok", "model disk", f"nothing to fetch; {free:.1f} GB free for {cache}")
     asked: dict[str, int | None] = {}

@@ -85,9 +85,6 @@ def select(spec: AdapterSpec, anatomy: Anatomy, counts: Mapping[int, Sequence[in
     ):
         if not isinstance(values, str) and len(set(values)) != len(values):
             raise UserError(f"adapter {label} {list(values)} has an entry twice.")
-    unknown = [role for role in spec.projections if role not in ROLES]
-    if unknown:
-        raise UserError(f"adapter projections {unknown} are unknown; there are {', '.join(ROLES)}.")
     projections = tuple(role for role in ROLES if role in spec.projections)
     experts: dict[int, tuple[int | None, ...]] = {}
     if projections and spec.experts != ():

@@ -18,7 +18,8 @@ from pipeline.common.paths import PARAMS
 def add_entry(section: str, name: str, entry: Mapping[str, Any]) -> str:
     """Write `name: entry` as the last one of a section such as `runs` or `bases.hub`, on one line; return the line.
 
-    Raises UserError when the section is missing or has the name.
+    An entry of that name is completed where it says no more than the new one, and in the same words. Raises UserError
+    when the section is missing, or has the name for something else.
     """
     text = PARAMS.read_text(encoding="utf-8")
     node = _compose(text)
@@ -26,8 +27,13 @@ def add_entry(section: str, name: str, entry: Mapping[str, Any]) -> str:
         node = _value(node, key)
     if not isinstance(node, yaml.MappingNode) or node.flow_style or not node.value:
         raise UserError(f"{PARAMS} has no section {section} with entries, one below another, to add to.")
-    if _value(node, name) is not None:
-        raise UserError(f"{PARAMS}: {section}.{name} is there; choose another name, or edit that entry.")
+    if (there := _value(node, name)) is not None:
+        given = [(key.value, value.value) for key, value in there.value] if _is_map(there) else []
+        said = [(key, value) for key, value in entry.items() if isinstance(value, str)]
+        if not given or len(given) == len(entry) or not all(one in said for one in given):
+            raise UserError(f"{PARAMS}: {section}.{name} is there; choose another name, or edit that entry.")
+        _replace(text[: there.start_mark.index] + _flow(entry) + text[_end(there) :])
+        return f"{name}: {_flow(entry)}"
     line = f"{' ' * node.value[0][0].start_mark.column}{name}: {_flow(entry)}"
     end = text.find("\n", _end(node))
     before, after = (text + "\n", "") if end < 0 else (text[: end + 1], text[end + 1 :])

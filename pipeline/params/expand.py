@@ -1,5 +1,5 @@
 """What params.yaml leaves out because a rule gives it: a run's share of its study's defaults, expectations by pattern,
-where a suite of your own belongs.
+where a suite of your own belongs, what a base in a folder is called.
 
 It works on the file as it is read. What does not have the shape that it should is left alone: the schema
 (pipeline/params/schema.py) looks at the result, and says so.
@@ -20,7 +20,13 @@ def expand(content: Any) -> Any:
     studies = {
         name: _with_pairs(name, _with_own_suites(study), runs) for name, study in mapping(content, "studies").items()
     }
-    return {**content, **({"runs": runs} if runs else {}), **({"studies": studies} if studies else {})}
+    hub = {name: _called_by_folder(base) for name, base in mapping(content, "bases", "hub").items()}
+    changed = {
+        **({"runs": runs} if runs else {}),
+        **({"studies": studies} if studies else {}),
+        **({"bases": {**content["bases"], "hub": hub}} if hub else {}),
+    }
+    return {**content, **changed}
 
 
 def mapping(content: Any, *keys: Any) -> Mapping[Any, Any]:
@@ -40,6 +46,13 @@ def _with_defaults(run: Any, content: Any) -> Any:
     if isinstance(run.get("lora"), Mapping):
         merged["lora"] = {**mapping(defaults, "lora"), **run["lora"]}
     return merged
+
+
+def _called_by_folder(base: Any) -> Any:
+    """A hub base; where it is a folder here, that is its repository's name."""
+    if not isinstance(base, Mapping) or "folder" not in base:
+        return base
+    return {"repository": base["folder"], **base}
 
 
 def _with_own_suites(study: Any) -> Any:

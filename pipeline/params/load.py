@@ -9,12 +9,15 @@ from pipeline.common.errors import UserError
 from pipeline.common.files import read_yaml
 from pipeline.common.paths import PARAMS
 from pipeline.common.settings import build
+from pipeline.data.own import OwnSuite
 from pipeline.params.checks import check
 from pipeline.params.expand import expand, mapping
 from pipeline.params.schema import Params
 
 # Names become parts of paths, of stages and of commands.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+# What names a hub base, and what add-base looks up.
+SOURCES, LOOKED_UP = ("repository", "folder"), ("revision", "experts", "active")
 
 
 def load_params(path: Path = PARAMS) -> Params:
@@ -22,6 +25,8 @@ def load_params(path: Path = PARAMS) -> Params:
     content = read_yaml(path, "run this from the root of the repository")
     check_names(content, path)
     check_studies(content, path)
+    check_suites(content, path)
+    check_bases(content, path)
     params = build(Params, expand(content), str(path))
     check(params, path)
     return params
@@ -48,6 +53,7 @@ def _names(content: Any) -> Iterator[tuple[str, Any]]:
     for study in mapping(content, "studies"):
         suites = mapping(content, "studies", study).get("suites")
         own = [suite for suite in suites if isinstance(suite, Mapping)] if isinstance(suites, list) else []
+        own = [suite for suite in own if "name" in suite]
         yield from ((f"studies.{study}.suites", suite.get("name")) for suite in own)
         yield from ((f"studies.{study}.judges", name) for name in mapping(content, "studies", study, "judges"))
 
@@ -59,3 +65,25 @@ def check_studies(content: Any, path: Path) -> None:
         study = mapping(run).get("study")
         if isinstance(study, str) and study not in studies:
             raise UserError(f"{path}: runs.{name} has no study {study!r}; there are {', '.join(studies) or 'none'}.")
+
+
+def check_suites(content: Any, path: Path) -> None:
+    """Raise UserError for what is wrong with a suite of the user's own, by its place among the study's `suites`."""
+    for name, study in mapping(content, "studies").items():
+        suites = mapping(study).get("suites")
+        for place, suite in enumerate(suites if isinstance(suites, list) else ()):
+            if isinstance(suite, Mapping):
+                build(OwnSuite, suite, f"{path}: studies.{name}.suites[{place}]")
+        if "own_suites" in mapping(study):
+            raise UserError(f"{path}: studies.{name}.own_suites is no key; a suite of your own is one of its `suites`.")
+
+
+def check_bases(content: Any, path: Path) -> None:
+    """Raise UserError for a hub base that is only named: what else is known of it is looked up, not typed."""
+    for name, base in mapping(content, "bases", "hub").items():
+        absent = [key for key in LOOKED_UP if key not in mapping(base)]
+        if len(mapping(base)) == 1 and len(absent) == len(LOOKED_UP) and (source := next(iter(base))) in SOURCES:
+            raise UserError(
+                f"{path}: bases.hub.{name} has a {source} and not yet {', '.join(absent)}: `python -m pipeline "
+                f"add-base {base[source]} --name {name}` looks them up and writes them."
+            )

@@ -1,6 +1,7 @@
 """params.yaml as frozen models. An unknown or missing key is an error that names it and its neighbours."""
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, Strict, model_validator
@@ -53,9 +54,11 @@ class ToyBase(Settings):
 class HubBase(Settings):
     """One pinned Hugging Face model: `revision` is a full commit SHA. Dense models have 0 experts, 0 active.
 
-    `python -m pipeline add-base` writes it; family, licence and gated are what it found, for the reader.
+    `python -m pipeline add-base` writes it; family, licence and gated are what it found, for the reader. folder: in
+    place of the repository, a checkpoint in a folder here, by its path from the checkout; revision: of its contents.
     """
 
+    folder: Annotated[str, Field(min_length=1)] | None = None
     repository: Annotated[str, Field(min_length=1)]
     revision: str
     experts: Natural
@@ -71,6 +74,14 @@ class HubBase(Settings):
                 f"revision is {self.revision!r}, expected a full commit SHA (40 hexadecimal digits): branches and "
                 "tags move."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_folder(self) -> "HubBase":
+        if self.folder is not None and self.repository != self.folder:
+            raise ValueError("it has repository and folder, expected one of them.")
+        if self.folder is not None and Path(self.folder).is_absolute():
+            raise ValueError(f"folder is {self.folder!r}, expected a path from the checkout: adapters carry it along.")
         return self
 
 

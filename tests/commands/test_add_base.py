@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from pipeline.common.errors import UserError
 from pipeline.params.load import load_params
 from tests.support.checkout import REPOSITORY, environment
 from tests.support.hub_server import SHA, TOKEN, serve_hub
@@ -53,7 +54,7 @@ def test_a_hub_model_is_pinned_with_its_experts(ask):
         (["owner/locked"], ["owner/locked at main cannot be looked up", "HF_TOKEN"]),
         (["owner/other"], ["owner/other", "'gpt2' is not supported; known are", "mixtral", "two things"]),
         (["owner/code"], ["owner/code"]),
-        (["pipeline"], ["pipeline is a folder here"]),
+        (["pipeline"], ["pipeline holds no config.json", "no checkpoint"]),
         (["owner/Tiny-MoE.v1", "--name", "../x"], ["the name '../x' will not do"]),
         (["owner/Tiny-MoE.v1", "--name", "mixtral"], ["bases.hub.mixtral is there"]),
     ],
@@ -71,3 +72,23 @@ def test_a_gated_model_says_so(ask):
     done = run("owner/locked", token=TOKEN)
     assert done.returncode == 0 and "accept its licence" in done.stdout, done.stderr
     assert load_params(folder / "params.yaml").hub_base("locked").gated
+
+
+@pytest.mark.parametrize(
+    "written", ["{repository: owner/Tiny-MoE.v1}", "\n      repository: owner/Tiny-MoE.v1   # mine"]
+)
+def test_a_base_that_is_only_named_is_refused_with_the_command_that_completes_it(ask, written):
+    run, folder = ask
+    path = folder / "params.yaml"
+    before = path.read_text()
+    path.write_text(before.replace("  hub:\n", f"  hub:\n    mine: {written}\n", 1))
+    with pytest.raises(UserError, match=r"bases\.hub\.mine has a repository.*add-base owner/Tiny-MoE\.v1 --name mine`"):
+        load_params(path)
+    assert run("owner/locked", "--name", "mine", token=TOKEN).returncode == 2
+    done = run("owner/Tiny-MoE.v1", "--name", "mine")
+    assert done.returncode == 0, done.stderr
+    base = load_params(path).hub_base("mine")
+    assert (base.repository, base.revision, base.experts) == ("owner/Tiny-MoE.v1", SHA, 8)
+    assert [line for line in path.read_text().splitlines() if "Tiny-MoE" not in line and line != "    mine: "] == (
+        before.splitlines()
+    )

@@ -120,8 +120,8 @@ def test_words_that_toy_models_do_not_know_are_named(here, tmp_path):
         (None, {"name": "cooking"}, "suites has 'cooking'"),
         (None, {"name": "../x"}, "studies.toy.suites has the name '../x'"),
         (None, {"file": "data.txt"}, "there is no file 'data.txt'"),
-        (None, {"samples_per_prompt": 0}, "own_suites[0].samples_per_prompt is 0"),
-        (None, {"sample": 1}, "own_suites[0] has the unknown key 'sample'"),
+        (None, {"samples_per_prompt": 0}, "toy.suites[7]: samples_per_prompt is 0"),
+        (None, {"sample": 1}, "toy.suites[7] has the unknown key 'sample'"),
     ],
 )
 def test_what_is_wrong_is_named(here, run, own, words):

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import UserError, with_causes
-from pipeline.common.paths import CACHE
+from pipeline.common.paths import CACHE, PARAMS
 from pipeline.common.processes import end_with_parent
+from pipeline.params.folders import have
 from pipeline.params.load import load_params
 from pipeline.params.schema import Params
 from pipeline.running.dvc import path_of_this_python, repository, use_remote, write_lock
@@ -83,7 +84,6 @@ def configure(remote: str, settings: dict[str, Any]) -> None:
 
 def prepare_hub(params: Params, study: str, data: Path, inputs: list[str]) -> None:
     """Have the upstream data and the base's weights on this node: fetched once a node, shared by its stages."""
-    from pipeline.models.hub import fetch
     from pipeline.running.cluster.task import exclusive_lock
     from pipeline.running.prepare import fetch_what_is_missing
 
@@ -95,7 +95,7 @@ def prepare_hub(params: Params, study: str, data: Path, inputs: list[str]) -> No
     for name in inputs:
         kind, _, base = name.partition("@")
         if kind == "pin":
-            fetch(params.hub_base(base).repository, params.hub_base(base).revision)
+            have(params.hub_base(base), f"{PARAMS}: bases.hub.{base}")
 
 
 if __name__ == "__main__":
