@@ -69,6 +69,7 @@ def test_a_run_continues_another_or_reads_the_hub(here):
         (["x y", "--model", "e8"], "letters, digits, _ and -"),
         (["toy_e8_base", "--model", "e8"], "runs.toy_e8_base is there"),
         (["mine", "--model", "e9"], "no base 'e9'"),
+        (["mine", "--model", "owner/tiny"], "add-base owner/tiny"),
         (["mine", "--model", "e8", "--data", "my/none.jsonl"], "no such file"),
         (["mine", "--model", "e8", "--data", "owner/set"], "full commit"),
         (["mine", "--model", "e8", "--data", "owner/set@main"], "expected hexadecimal digits in full"),
@@ -91,6 +92,35 @@ def test_an_entry_stands_before_the_comments_that_follow_its_section(here):
     assert load_params().hub_base("new").licence == "a: b"
     with pytest.raises(UserError, match=r"has no section bases\.nothing"):
         add_entry("bases.nothing", "new", entry)
+
+
+@pytest.mark.parametrize("written", ["{repository: a/b}   # mine", "\n      repository: a/b", "\n      folder: a"])
+def test_a_base_that_is_only_named_is_completed(here, written):
+    path = here / "params.yaml"
+    before = path.read_text()
+    path.write_text(before.replace("  hub:\n", f"  hub:\n    mine: {written}\n", 1))
+    source = ["repository", "a/b"] if "a/b" in written else ["folder", "a"]
+    words = (
+        f"bases.hub.mine has a {source[0]} and not yet revision, experts, active: .*add-base {source[1]} --name mine`"
+    )
+    with pytest.raises(UserError, match=words):
+        load_params()
+    rest = {"revision": REVISION, "experts": 8, "active": 2}
+    with pytest.raises(UserError, match=r"bases\.hub\.mine is there"):
+        add_entry("bases.hub", "mine", {"repository": "c/d"} | rest)
+    add_entry("bases.hub", "mine", dict([source]) | rest)
+    assert load_params().hub_base("mine").revision == REVISION
+    assert ("# mine" in path.read_text()) == ("# mine" in written)
+    with pytest.raises(UserError, match=r"bases\.hub\.mine is there"):
+        add_entry("bases.hub", "mine", dict([source]) | rest)
+
+
+def test_own_suites_is_no_key_of_the_file(here):
+    path = here / "params.yaml"
+    entry = "    own_suites: [{name: mine, file: my/q.csv}]\n"
+    path.write_text(path.read_text().replace("    refused: harm\n", f"    refused: harm\n{entry}", 1))
+    with pytest.raises(UserError, match=r"studies\.toy\.own_suites is no key; .* one of its `suites`"):
+        load_params()
 
 
 def test_hashes_are_written_beside_paths_in_either_style(here):
