@@ -469,8 +469,14 @@ def test_the_proxy_is_the_environments(monkeypatch, no_proxies, variables, proxy
             {"ALL_PROXY": "socks5://me:hunter2@proxy.test:1080"},  # pragma: allowlist secret
             "ALL_PROXY is a socks5 proxy",
         ),
-        ({"HTTPS_PROXY": "http://me:hunter2@proxy.test:abc"}, "HTTPS_PROXY is no address of a proxy"),
-        ({"HTTPS_PROXY": "http://me:hunter2@proxy.test:99999"}, "HTTPS_PROXY is no address of a proxy"),
+        (
+            {"HTTPS_PROXY": "http://me:hunter2@proxy.test:abc"},  # pragma: allowlist secret
+            "HTTPS_PROXY is no address of a proxy",
+        ),
+        (
+            {"HTTPS_PROXY": "http://me:hunter2@proxy.test:99999"},  # pragma: allowlist secret
+            "HTTPS_PROXY is no address of a proxy",
+        ),
         ({"HTTPS_PROXY": "http://"}, "HTTPS_PROXY is no address of a proxy"),
     ],
 )
