@@ -1,5 +1,7 @@
 """What several test files compare with."""
 
+import sys
+
 import pytest
 
 from pipeline.common.machine import side_by_side
@@ -14,6 +16,13 @@ GB_A_WORKER = 2.5
 def pytest_xdist_auto_num_workers() -> int:
     """Workers of `make test`: as cores and memory allow."""
     return side_by_side(GB_A_WORKER, 8)
+
+
+@pytest.fixture(autouse=True)
+def denormals_are_numbers() -> None:
+    """Stages that run in this process have it take denormals for zero, which Hypothesis refuses to work with."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")

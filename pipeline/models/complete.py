@@ -22,7 +22,7 @@ def check_complete(folder: Path) -> None:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with init_empty_weights(include_buffers=False):
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
         for layer in anatomy.moe_layers:
             model.get_submodule(anatomy.block_path(layer)).experts = torch.nn.Identity()
     with Checkpoint(folder) as checkpoint:

@@ -93,7 +93,7 @@ def _shards(config: Any, generator: torch.Generator) -> Iterator[dict[str, torch
 
     anatomy = anatomy_of(config)
     with init_empty_weights(include_buffers=False):
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
         for layer in anatomy.moe_layers:
             model.get_submodule(anatomy.block_path(layer)).experts = torch.nn.Identity()
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.models.anatomy import Anatomy, ExpertWeights, Role, Source
+from pipeline.models.anatomy import ROLES, Anatomy, ExpertWeights, Role, Source
 from pipeline.models.experts.cache import PackedCache
 from pipeline.models.experts.fused import FusedExperts
 from pipeline.models.experts.stacks import PLACE, NF4Stack, PackedExperts
@@ -108,6 +108,9 @@ def _packed_weights(
     """Fill `packed` with a layer's experts, quantised now or before; returns the biases, by stack that has them."""
     if cache is not None and (found := cache.read(layer, packed)) is not None:
         source.skip(anatomy.checkpoint_name(anatomy.experts_path(layer)) + ".")
+        for role in ROLES:
+            # Where a layer's experts are one tensor, it need not lie below their path.
+            source.skip(anatomy.family.slot(anatomy.checkpoint_name(anatomy.projection_path(layer, 0, role)))[0])
         return {name: bias.to(form.device) for name, bias in found.items()}
     gathered = _Biases(anatomy, form)
     for expert, role, weight, bias in _experts(source, anatomy, layer):
