@@ -63,7 +63,7 @@ def task(data, settings=TRAINING):
 
 
 def model_of(path, adapter):
-    return Model(base=toy(path), adapter=adapter, precision="float32")
+    return Model(base=toy(path), adapter=adapter, lora=LORA if adapter else None, precision="float32")
 
 
 @pytest.fixture(scope="module")
