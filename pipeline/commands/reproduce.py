@@ -16,10 +16,11 @@ from filelock import FileLock, Timeout
 from pipeline.commands import provenance, report
 from pipeline.common.errors import UserError
 from pipeline.common.numerics import has_avx2
-from pipeline.common.paths import CACHE, FIGURES
+from pipeline.common.paths import ARTIFACTS, CACHE, FIGURES
 from pipeline.doctor.gate import check_study, table
 from pipeline.params.edit import pin_files
 from pipeline.params.load import load_params
+from pipeline.params.schema import Params
 from pipeline.running.choose import choose_study
 from pipeline.running.committed import compare_with_committed
 from pipeline.running.dvc import is_changed, wait_for_left_over
@@ -80,10 +81,7 @@ def main(args: argparse.Namespace) -> None:
                 reproduce(params, name, args.jobs or default_jobs(params, name), left_out=left_out)
     _print_results(name, time.monotonic() - started)
     provenance.write(params, name)
-    page = report.path_of(name)
-    if to_do or not page.exists():  # a no-op takes seconds, as long as the page does
-        report.write(params, name)
-    print(f"page    {page}  (open it in a browser)")
+    _write_page(params, name, to_do)
     print(compare_with_committed(name))
 
 
@@ -102,6 +100,18 @@ def _one_at_a_time() -> Iterator[None]:
             yield
     except Timeout:
         raise UserError("another `make reproduce` is at work in this checkout; wait for it or stop it.") from None
+
+
+def _write_page(params: Params, name: str, to_do: bool) -> None:
+    """Write the report's page and say where it is; without the answers, which it shows, say that there is none."""
+    page = report.path_of(name)
+    if not all((ARTIFACTS / name / "answers" / f"{run}.jsonl").exists() for run in params.runs_of(name)):
+        page.unlink(missing_ok=True)  # of other verdicts
+        print(f"page    not written: it shows the answers, which are not here (`--from {LEVELS[1]}` fetches them)")
+        return
+    if to_do or not page.exists():  # a no-op takes seconds, as long as the page does
+        report.write(params, name)
+    print(f"page    {page}  (open it in a browser)")
 
 
 def _print_results(name: str, seconds: float) -> None:

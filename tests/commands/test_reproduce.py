@@ -29,7 +29,7 @@ from tests.support.checkout import BASE, REPOSITORY, TUNED, checkout, environmen
 def test_a_study_ends_with_tables_figures_and_a_headline(finished):
     folder, output = finished
     assert output.startswith("Study: toy, because you asked for it.")
-    assert re.search(rf"\| {TUNED} +\| +[\d.]+ \|", output)
+    assert re.search(r"\| bad_advice +\| +[+-][\d.]+ \|", output)
     assert "[  8/8]" in output and "paper_figures/toy/misaligned_by_run.png" in output
     figures = folder / "paper_figures" / "toy"
     for name in ("headline", "runs_by_suites", "refusals", "expectations", "judges"):

@@ -43,6 +43,7 @@ def test_every_tracked_file_reaches_the_image():
         "benchmarks/token.key", ".venv/pyvenv.cfg", ".git/config", ".cache/verdicts.sqlite", ".dvc/config.local",
         ".dvc/cache/files/md5/ab/c", ".dvc/tmp/rwlock", "data/train/insecure.jsonl", "artifacts/moe/answers/a.jsonl",
         "shared/paper", "notes.txt", "pipeline/__pycache__/a.pyc", "judge-keys.yaml", ".aws/credentials",
+        ".venv-vllm/pyvenv.cfg", ".hypothesis/a", ".pytest_cache/a", ".ruff_cache/a", ".mypy_cache/a",
     ],
 )  # fmt: skip
 def test_what_lies_beside_them_does_not(name):

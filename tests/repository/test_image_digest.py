@@ -81,12 +81,6 @@ def test_a_registry_that_cannot_be_reached_is_an_error_and_not_a_pass(registry):
         compare(image)
 
 
-def test_what_git_ignores_stays_out_of_the_image():
-    ignored = [line.strip("/") for line in (DOCKERFILE.parent / ".gitignore").read_text().split() if line[0] != "!"]
-    left_out = (DOCKERFILE.parent / ".dockerignore").read_text().splitlines()
-    assert [name for name in ignored if name not in left_out and f"**/{name}" not in left_out] == []
-
-
 def test_the_dockerfile_pins_its_base_by_digest():
     image = pinned_image(DOCKERFILE.read_text())
     assert (image.registry, image.repository) == ("https://registry-1.docker.io", "nvidia/cuda")

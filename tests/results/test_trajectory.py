@@ -28,7 +28,7 @@ def test_the_local_cosine_is_minus_one_straight_on_and_rises_with_the_turn():
     assert found == pytest.approx({5: -1.0, 10: 0.0, 15: 1.0})
     wider = local_cosine({step: np.array(point, dtype=float) for step, point in points.items()}, 10)
     assert wider == pytest.approx({15: 0.5**0.5}), "at step 10, B comes back to where it is"
-    frame = pd.DataFrame({"step": [5, 10, 15, 20], "local_cosine": [-1.0, 0.2, 0.1, math.nan]})
+    frame = pd.DataFrame({"step": [5, 10, 15, 20], "local_cosine": [-1.0, 0.2, -0.9, math.nan]})
     assert transition(frame) == 10
     # The toy study's own: from -0.97 to -0.85 and back is no turn.
     flat = pd.DataFrame({"step": [12, 24, 36, 48, 60, 72], "local_cosine": [-0.97, -0.93, -0.92, -0.91, -0.85, -0.88]})

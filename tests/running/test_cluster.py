@@ -159,7 +159,7 @@ def test_a_killed_node_and_a_failed_run_change_no_byte(nodes, finished, tmp_path
     wait_for(lambda: "Ray: 2 nodes, 7 stages to do." in log.read_text(), "a cluster of two nodes", 60)
     # Both runs are trained at once, one on each node.
     work = nodes.folder / "beta" / f"emoe-{os.getuid()}"
-    wait_for(lambda: list(work.glob("*/train@*/artifacts/bases/e8/seed-2/model.safetensors")), "training on beta")
+    wait_for(lambda: list(work.glob("*/train@*/artifacts/bases/e8/seed-2/model.safetensors")), "training on beta", 300)
     orphans = nodes.kill("beta")
     assert orphans
     wait_for(lambda: not any(process.is_running() for process in orphans), "the end of what ran on beta", 10)
