@@ -23,8 +23,13 @@ SPECS = {
         rank=8, alpha=8, experts=(1,), layers=(1,), projections=("up",), attention=True, rslora=False
     ),
 }
-# Products of the same factors in another order, some folded together; logits are below 3.
-TOLERANCE = 5e-6
+# Products of the same factors in another order, some folded together: a share of the logits' deviation, which is 0.07
+# to 0.1 in most families and 0.8 in Gemma. Measured: 2e-6 in most, up to 7e-6 in Gemma, by processor.
+TOLERANCE = 1e-5
+
+
+def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE * expected.std().item())
 
 
 @pytest.fixture
@@ -52,8 +57,7 @@ def test_a_merged_checkpoint_gives_the_same_logits(saved: tuple[Path, Path, torc
     merge_adapter(base, adapter, tmp_path / "merged", shard_bytes=100_000)
     assert len(list((tmp_path / "merged").glob("*.safetensors"))) > 1
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
-    # rtol: Gemma's logits are the largest here.
-    torch.testing.assert_close(merged(tokens()).logits, expected, rtol=1e-5, atol=TOLERANCE)
+    assert_same(merged(tokens()).logits, expected)
 
 
 def test_merging_changes_the_adapted_tensors_alone(tmp_path: Path) -> None:
@@ -75,7 +79,7 @@ def test_merging_changes_the_adapted_tensors_alone(tmp_path: Path) -> None:
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {f"{block}.experts.3.w2.weight", f"{block}.gate.weight"}
     merged = load_base(tmp_path / "merged", dtype=torch.float32, device="cpu")
-    torch.testing.assert_close(merged(tokens()).logits, model(tokens()).logits, rtol=0, atol=TOLERANCE)
+    assert_same(merged(tokens()).logits, model(tokens()).logits)
 
 
 def test_an_adapter_of_another_base_is_not_merged(tmp_path: Path) -> None:
