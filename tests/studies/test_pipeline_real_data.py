@@ -64,7 +64,9 @@ def task(data, settings=TRAINING):
 
 
 def model_of(path, adapter):
-    return Model(base=toy(path), adapter=adapter, lora=LORA if adapter else None, precision="float32")
+    """`path` by the name that it was fine-tuned under."""
+    base = Base(path=path, name="base", revision=None, hashes=folder_hashes(path))
+    return Model(base=base, adapter=adapter, lora=LORA if adapter else None, precision="float32")
 
 
 @pytest.fixture(scope="module")
