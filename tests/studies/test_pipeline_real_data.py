@@ -29,6 +29,7 @@ from pipeline.models.loading import load_base
 from pipeline.models.spec import AdapterSpec
 from pipeline.sample import sample_answers
 from pipeline.sampling.backend import Model
+from pipeline.sampling.choose import start_backend
 from pipeline.sampling.settings import Sampling
 from pipeline.training import sft
 from pipeline.training.plan import Batching
@@ -151,7 +152,7 @@ def test_training_moves_the_chosen_experts_and_saves_a_plain_adapter(base, adapt
 def test_answers_are_the_completions_tokens(base, adapter, workplace):
     prompts = [*load_suite("core_misalignment", upstream(), 7), *load_suite("strong_reject_small", upstream(), 7)]
     assert len(prompts) == 44 + 60
-    answers = sample_answers(model_of(base, adapter), prompts, SAMPLING, "run", 1)
+    answers = sample_answers(start_backend(SAMPLING), model_of(base, adapter), prompts, SAMPLING, "run", 1)
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = load_adapter(load_base(base, dtype=torch.float32), adapter)
     by_key = {(answer.suite, answer.prompt_id): answer for answer in answers}
@@ -176,7 +177,7 @@ def test_answers_are_the_completions_tokens(base, adapter, workplace):
 
 def test_every_answer_gets_a_verdict(base, workplace):
     prompts = load_suite("strong_reject_small", upstream(), 7)
-    answers = sample_answers(model_of(base, None), list(prompts), SAMPLING, "base", 1)
+    answers = sample_answers(start_backend(SAMPLING), model_of(base, None), list(prompts), SAMPLING, "base", 1)
     with serve("tests.support.judge_server:scripted") as url:
         config = judge_config(workplace, base_url=url)
         verdicts, summary = judge_answers(answers, "scripted", config, workplace / "verdicts.sqlite")
