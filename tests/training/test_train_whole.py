@@ -93,14 +93,17 @@ def test_a_killed_run_ends_with_equal_weights(trained, architecture, tmp_path):
 
 
 def test_a_model_that_was_trained_whole_answers_and_is_trained_further(trained, tmp_path, monkeypatch):
+    from pipeline.sampling.choose import start_backend
     from tests.support.sampling_models import decoding, model_of
 
     folder, entry = trained["qwen2"]
     monkeypatch.chdir(folder)
     first = Path("run/seed-1")
     prompts = list(load_suite("medical"))[:4]
+    sampling = decoding(temperature=1.0)
+    backend = start_backend(sampling)
     answers = [
-        [row.answer for row in sample_answers(model_of(path, None), prompts, decoding(temperature=1.0), "run", 1)]
+        [row.answer for row in sample_answers(backend, model_of(path, None), prompts, sampling, "run", 1)]
         for path in (Path("base"), first)
     ]
     assert answers[0] != answers[1]
