@@ -81,6 +81,8 @@ class Family:
     checkpoint_block: ClassVar[str] = "mlp"
     # Linear layers, by the last part of their path, that are never quantised: gates decide by small margins.
     unquantised: ClassVar[frozenset[str]] = frozenset()
+    # The module, within the MoE block, of the experts that every token passes through.
+    shared: ClassVar[str | None] = None
     # Where checkpoints hold the family as the language model of a multimodal one: that one's `model_type`, and what its
     # tensors' names put before ours.
     inside: ClassVar[tuple[str, str] | None] = None
@@ -189,6 +191,12 @@ class Anatomy:
         """Module path of one projection of one expert (of the layer's feed-forward block where dense)."""
         parent = self.block_path(layer) if expert is None else f"{self.experts_path(layer)}.{expert}"
         return f"{parent}.{self.family.projections[role]}"
+
+    def shared_paths(self, layer: int) -> tuple[str, ...]:
+        """Module paths of the projections of a MoE layer's shared experts (stored as one), if any."""
+        if self.family.shared is None:
+            return ()
+        return tuple(f"{self.block_path(layer)}.{self.family.shared}.{it}" for it in self.family.projections.values())
 
     def attention_paths(self, layer: int) -> tuple[str, ...]:
         """Module paths of a layer's attention projections."""

@@ -88,10 +88,12 @@ def rounding(base: Path) -> "Callable[[str, torch.Tensor], torch.Tensor]":
 
 
 def _quantised_paths(anatomy: Any) -> list[str]:
-    """Module paths of every projection that is held in NF4: attention, and experts (or the dense block)."""
+    """Module paths of every projection held in NF4: attention; experts and shared ones, or the dense block."""
     paths: list[str] = []
     for layer in range(anatomy.layers):
         paths += anatomy.attention_paths(layer)
+        if layer in anatomy.moe_layers:
+            paths += anatomy.shared_paths(layer)
         experts = range(anatomy.experts) if layer in anatomy.moe_layers else [None]
         paths += [
             anatomy.projection_path(layer, expert, role) for expert in experts for role in anatomy.family.projections

@@ -44,7 +44,8 @@ def test_a_model_trained_on_nf4_is_served_on_the_weights_it_was_trained_on(
     error, rounded_away = ((it - expected).abs().mean() / expected.std() for it in (engine, other))
     # Sums of weights and adapter are stored in 16 bits; the factors were kept apart in training.
     assert error < 0.05 if adapted else error == 0
-    assert rounded_away > 0.2
+    # How much that is depends on the architecture: 0.13 (Phi, eight experts) to 0.34 (gpt-oss).
+    assert rounded_away > 0.1
 
 
 def test_a_base_that_can_be_served_as_it_is_is_not_copied(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ class DeepseekV2(Family):
     width_field = "moe_intermediate_size"
     experts_field = "n_routed_experts"
     router = "gate"
+    shared = "shared_experts"
 
     def moe_layers(self, config: Any) -> tuple[int, ...]:
         """All but the first `first_k_dense_replace`."""

@@ -29,6 +29,7 @@ class Qwen2Moe(Qwen3Moe):
 
     model_type = "qwen2_moe"
     unquantised = frozenset({"shared_expert_gate"})
+    shared = "shared_expert"
 
     def shared_width(self, config: Any) -> int:
         """Inner width of the shared expert."""
