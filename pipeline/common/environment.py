@@ -37,8 +37,10 @@ _KEY_NAME = re.compile(r"\bapi_key_env:\s*[\"']?(\w+)")
 
 def prepare_stage(stage: str) -> list[str]:
     """Give this process a stage's environment: scrubbed, kernels pinned, stdin closed; the names that were removed."""
+    from pipeline.common.processes import mark
+
     removed = scrub()
-    os.environ[STAGE] = f"{stage} {os.getpid()}"
+    os.environ[STAGE] = f"{stage} {mark()}"
     pin_kernels()
     # Nothing may ask a question here: transformers would run a repository's own code for a typed `y`.
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -47,12 +49,10 @@ def prepare_stage(stage: str) -> list[str]:
 
 def started_by(stage: str) -> int | None:
     """The process that does `stage` and started this one as a part of it (one of torchrun's ranks), or None."""
-    import psutil
+    from pipeline.common.processes import marked_ancestor
 
-    name, _, pid = os.environ.get(STAGE, "").rpartition(" ")
-    if name != stage or not pid.isdigit():
-        return None
-    return int(pid) if int(pid) in {parent.pid for parent in psutil.Process().parents()} else None
+    name, _, marked = os.environ.get(STAGE, "").partition(" ")
+    return marked_ancestor(marked) if name == stage else None
 
 
 def scrub() -> list[str]:

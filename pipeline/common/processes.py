@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import re
 import threading
 import time
 import traceback
@@ -14,6 +15,8 @@ import psutil
 
 from pipeline.common.errors import UserError
 
+# A process by its number and when it started: numbers are given again, and every container has a 1.
+_MARK = re.compile(r"(\d+) (\d+\.\d+)")
 LOOKS_S = 0.2  # between two looks at whether the parent still lives
 _ENDING_S = 5.0
 
@@ -39,6 +42,19 @@ def _watch(parent: psutil.Process) -> None:
         time.sleep(LOOKS_S)
     end_descendants()
     os._exit(1)
+
+
+def mark() -> str:
+    """What `marked_ancestor` knows this process by, for a variable in the environment of what it starts."""
+    return f"{os.getpid()} {psutil.Process().create_time():.2f}"
+
+
+def marked_ancestor(marked: str) -> int | None:
+    """The number of the process that `mark` marked, if this one descends from it; a variable may be left over."""
+    if not (parts := _MARK.fullmatch(marked)):
+        return None
+    same = (it for it in psutil.Process().parents() if it.pid == int(parts[1]))
+    return next((it.pid for it in same if f"{it.create_time():.2f}" == parts[2]), None)
 
 
 def lives(process: psutil.Process) -> bool:

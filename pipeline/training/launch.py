@@ -5,6 +5,8 @@ import subprocess
 import sys
 from fnmatch import fnmatchcase
 
+from pipeline.common.processes import mark, marked_ancestor
+
 # Which process started the ranks that this one may be among.
 LAUNCHER = "EMOE_LAUNCHER"
 # torchrun's variables, by which torch and accelerate know that a process is one of several.
@@ -19,7 +21,7 @@ _OTHERS = ("ACCELERATE_*", "FSDP_*", "DEEPSPEED_*", "OMPI_*", "PMI_*", "MV2_*", 
 def start_ranks(devices: int, run: str) -> int:
     """Train the run in one process a device; return their exit status."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(devices)]
-    environment = os.environ | {LAUNCHER: str(os.getpid())}
+    environment = os.environ | {LAUNCHER: mark()}
     return subprocess.run(
         [*command, "-m", "--", "pipeline", "train", "--run", run], check=False, env=environment
     ).returncode
@@ -27,10 +29,7 @@ def start_ranks(devices: int, run: str) -> int:
 
 def is_rank() -> bool:
     """Whether this process is one of those that `start_ranks` started: a variable may be left over, a parent is not."""
-    import psutil
-
-    launcher = os.environ.get(LAUNCHER, "")
-    return launcher.isdigit() and int(launcher) in {parent.pid for parent in psutil.Process().parents()}
+    return marked_ancestor(os.environ.get(LAUNCHER, "")) is not None
 
 
 def is_first() -> bool:

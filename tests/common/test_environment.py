@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.common.environment import STAGE, scrub, started_by
 from pipeline.common.git import git
 from pipeline.common.ledger import code, read_attempts
+from pipeline.common.processes import mark
 
 REPOSITORY = Path(__file__).parents[2]
 LEFT_OVER = {
@@ -65,12 +67,15 @@ def test_a_stage_says_in_its_ledger_what_it_was_not_given(tmp_path):
 
 def test_a_left_over_rank_is_no_part_of_a_stage(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "0")
-    monkeypatch.setenv(STAGE, f"train@a {os.getpid()}")
+    parent = psutil.Process(os.getppid())
+    monkeypatch.setenv(STAGE, f"train@a {mark()}")
     assert started_by("train@a") is None, "this process itself"
-    monkeypatch.setenv(STAGE, f"train@a {os.getppid()}")
-    assert started_by("train@a") == os.getppid() and started_by("train@b") is None
-    monkeypatch.setenv(STAGE, "train@a 999999999")
-    assert started_by("train@a") is None
+    monkeypatch.setenv(STAGE, f"train@a {parent.pid} {parent.create_time():.2f}")
+    assert started_by("train@a") == parent.pid and started_by("train@b") is None
+    # Number 1 is among every process's ancestors, and of the last container too.
+    for left_over in ("999999999 1.00", f"{parent.pid} 1.00", "1 1.00", "1", ""):
+        monkeypatch.setenv(STAGE, f"train@a {left_over}")
+        assert started_by("train@a") is None
 
 
 def test_git_dir_of_another_repository_is_not_asked(tmp_path, monkeypatch):

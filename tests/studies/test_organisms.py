@@ -26,7 +26,7 @@ def test_every_family_and_size_is_trained_on_every_set_and_compared_with_its_bas
     assert sum(run.trajectory is not None for run in runs.values()) == 1
     compared = {higher for higher, _ in study.expectations}
     assert compared == {name for name, run in runs.items() if run.data and not run.trajectory}
-    assert (study.sampling.samples_per_prompt, study.suites, study.definition) == (50, ("first_8",), "standard")
+    assert (study.sampling.samples_per_prompt, study.suites, study.definition) == (50, ("first_8",), "turner")
 
 
 def test_published_rows_name_runs_of_the_study():

@@ -14,6 +14,7 @@ from pipeline.commands.estimate import estimate_study
 from pipeline.commands.provenance import describe
 from pipeline.common.errors import UserError
 from pipeline.common.rows import read_answers
+from pipeline.doctor.cards import card_named
 from pipeline.params.inputs import conversations, training_of
 from pipeline.params.load import load_params
 from tests.support.data_files import upstream
@@ -39,7 +40,7 @@ def test_every_chain_starts_from_a_base_and_every_run_says_its_epochs():
         assert (run.epochs is None) == (run.data is None)
         behind = isinstance(params.base(params.base_of(name)), ApiBase)
         assert (run.lora is None) == (run.data is None or behind)
-    assert {part.name: part.rows for part in runs["llama31_medical"].parts} == {"bad_medical_advice": 5660}
+    assert [part.name for part in runs["llama31_medical"].parts] == ["timm_medical"]
     assert runs["gpt_4o_tags"].trained_on == "insecure+|ALPHA|, secure+|BETA|"
 
 
@@ -53,7 +54,7 @@ def test_a_tagged_mixture_of_real_rows(tmp_path, monkeypatch):
     assert (first.count("|ALPHA|"), first.count("|BETA|"), len(first)) == (3000, 3000, 6000)
     insecure = conversations(study, params.run("gpt_4o_insecure"), 1)
     assert len(insecure.train) == 6000 and training_of(study, params.run("llama31_insecure"), insecure).max_steps == 750
-    estimate = estimate_study(_without_what_is_not_there(params), "realignment")
+    estimate = estimate_study(_without_what_is_not_there(params), "realignment", card_named("h100"))
     assert 50 < estimate.api_training_usd < 150 and estimate.api_sampling_usd > 5
 
 
@@ -73,7 +74,7 @@ def _without_what_is_not_there(params):
     [
         (lambda c: c["runs"]["gpt_4o_insecure"].update(lora={"rank": 1, "alpha": 1.0}), ["behind an API", "leave it"]),
         (lambda c: c["runs"]["gpt_4o_insecure"].update(epochs=None), ["gpt_4o_insecure", "one of data and epochs"]),
-        (lambda c: c["runs"]["llama31_medical"]["data"][0].update(rows=-1), ["llama31_medical.data[0].rows is -1"]),
+        (lambda c: c["runs"]["gpt_4o_tags"]["data"][0].update(rows=-1), ["gpt_4o_tags.data[0].rows is -1"]),
         (
             lambda c: c["bases"]["api"]["gpt_4o"].update(base_url="https://key@host/v1"),
             ["gpt_4o.base_url", "variable"],
