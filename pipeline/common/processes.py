@@ -46,7 +46,12 @@ def _watch(parent: psutil.Process) -> None:
 
 def mark() -> str:
     """What `marked_ancestor` knows this process by, for a variable in the environment of what it starts."""
-    return f"{os.getpid()} {psutil.Process().create_time():.2f}"
+    return f"{os.getpid()} {started(psutil.Process())}"
+
+
+def started(process: psutil.Process) -> str:
+    """When a process was started, on a clock that nobody sets (Linux: seconds since the machine's start, to 0.01)."""
+    return f"{process._ident[1]:.2f}"  # psutil's own identity of a process, which it does not give out
 
 
 def marked_ancestor(marked: str) -> int | None:
@@ -54,7 +59,7 @@ def marked_ancestor(marked: str) -> int | None:
     if not (parts := _MARK.fullmatch(marked)):
         return None
     same = (it for it in psutil.Process().parents() if it.pid == int(parts[1]))
-    return next((it.pid for it in same if f"{it.create_time():.2f}" == parts[2]), None)
+    return next((it.pid for it in same if started(it) == parts[2]), None)
 
 
 def lives(process: psutil.Process) -> bool:

@@ -21,7 +21,7 @@ from pipeline.common.environment import DVC_PROCESS
 from pipeline.common.errors import UserError, with_causes
 from pipeline.common.git import ELSEWHERE
 from pipeline.common.paths import CACHE
-from pipeline.common.processes import end_with_parent, lives
+from pipeline.common.processes import end_with_parent, lives, started
 from pipeline.running.progress import Progress
 
 LOG = CACHE / "reproduce.log"
@@ -247,7 +247,7 @@ def main(arguments: list[str]) -> int:
 
     dvc.rwlock._check_blockers = check_blockers
     # DVC writes this line beside the number of this process: a number alone soon names another one.
-    sys.argv = [f"{_HERE}:{_boot()}:{int(psutil.Process().create_time())}", *arguments]
+    sys.argv = [f"{_HERE}:{_boot()}:{started(psutil.Process())}", *arguments]
     status: int = run_dvc(arguments)
     return status
 
@@ -274,8 +274,8 @@ def _is_at_work(entry: dict[str, Any]) -> bool:
         if not lives(process):
             return False
         if program.startswith(f"{_HERE}:"):
-            _, boot, started = program.split(":")
-            return boot == _boot() and abs(process.create_time() - int(started)) < 2
+            _, boot, when = program.split(":")
+            return boot == _boot() and when == started(process)
         return " ".join(process.cmdline()).endswith(" ".join(words or ["dvc"]))
     except (psutil.NoSuchProcess, ValueError):
         return False

@@ -11,7 +11,7 @@ import pytest
 from pipeline.common.environment import STAGE, scrub, started_by
 from pipeline.common.git import git
 from pipeline.common.ledger import code, read_attempts
-from pipeline.common.processes import mark
+from pipeline.common.processes import mark, started
 
 REPOSITORY = Path(__file__).parents[2]
 LEFT_OVER = {
@@ -70,7 +70,7 @@ def test_a_left_over_rank_is_no_part_of_a_stage(monkeypatch):
     parent = psutil.Process(os.getppid())
     monkeypatch.setenv(STAGE, f"train@a {mark()}")
     assert started_by("train@a") is None, "this process itself"
-    monkeypatch.setenv(STAGE, f"train@a {parent.pid} {parent.create_time():.2f}")
+    monkeypatch.setenv(STAGE, f"train@a {parent.pid} {started(parent)}")
     assert started_by("train@a") == parent.pid and started_by("train@b") is None
     # Number 1 is among every process's ancestors, and of the last container too.
     for left_over in ("999999999 1.00", f"{parent.pid} 1.00", "1 1.00", "1", ""):
