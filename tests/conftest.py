@@ -1,8 +1,10 @@
 """What several test files compare with."""
 
+import shutil
 import sys
 
 import pytest
+from filelock import FileLock
 
 from pipeline.common.machine import side_by_side
 from pipeline.common.numerics import pin_kernels
@@ -26,14 +28,23 @@ def denormals_are_numbers() -> None:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    """The cut-down toy study, done by `reproduce` on this machine: its checkout, and what was printed."""
+def finished(tmp_path_factory, worker_id):
+    """The cut-down toy study, done by `reproduce` on this machine: its checkout, and what was printed.
+
+    Made once for all workers, and to be read alone: a test that changes it copies it first.
+    """
     from tests.support.checkout import checkout, reproduce
 
-    folder = checkout(tmp_path_factory.mktemp("finished"))
-    result = reproduce(folder)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return folder, result.stdout
+    shared = tmp_path_factory.getbasetemp() if worker_id == "master" else tmp_path_factory.getbasetemp().parent
+    folder, printed = shared / "finished", shared / "finished.out"
+    with FileLock(shared / "finished.lock"):
+        if not printed.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            result = reproduce(checkout(folder))
+            assert result.returncode == 0, result.stdout + result.stderr
+            printed.write_text(result.stdout)
+    return folder, printed.read_text()
 
 
 @pytest.fixture(scope="session")

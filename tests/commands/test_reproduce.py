@@ -51,8 +51,8 @@ def test_a_study_ends_with_tables_figures_and_a_headline(finished):
     assert provenance["judges"]["toy_rule"][0]["model"].startswith("toy-rule-judge-")
 
 
-def test_nothing_changed_runs_nothing(finished):
-    folder, _ = finished
+def test_nothing_changed_runs_nothing(finished, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "copy")
     before = hashes(folder)
     result = reproduce(folder)
     assert result.returncode == 0
@@ -246,8 +246,8 @@ def test_a_failed_stage_says_why_and_the_next_try_finishes(finished, tmp_path):
     assert hashes(folder) == expected
 
 
-def test_an_experiment_reruns_one_run_and_the_aggregate(finished):
-    folder, _ = finished
+def test_an_experiment_reruns_one_run_and_the_aggregate(finished, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "copy")
     result = run(folder, "dvc", "exp", "run", "-S", f"runs.{TUNED}.lora.rank=2", "aggregate@toy")
     assert result.returncode == 0, result.stdout + result.stderr
     ran = re.findall(r"Running stage '(\S+)'", result.stdout + result.stderr)
