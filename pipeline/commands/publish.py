@@ -7,9 +7,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.errors import UserError, with_causes
+from pipeline.common.errors import UserError
 from pipeline.params.load import load_params
-from pipeline.running.dvc import repository
+from pipeline.running.dvc import repository, told
 from pipeline.running.levels import LEVELS, outputs, remote_config, stages_of_level
 
 HARMFUL = (
@@ -27,22 +27,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Say what is pushed, and push it when that is confirmed."""
-    from dvc.exceptions import DvcException
-
     params = load_params()
     levels = {level: stages_of_level(params, args.study, level) for level in LEVELS}
-    try:
-        with repository(remote_config(args.remote)) as repo:
-            for level, stages in levels.items():
-                print(f"{level:<9} {describe(repo, stages)}")
-            if params.study(args.study).world == "hub":
-                print(HARMFUL)
-            if not args.confirm:
-                print(f"Nothing was pushed to {args.remote}. To push: make publish ... CONFIRM=yes")
-                return 0
-            count = repo.push(targets=[stage for stages in levels.values() for stage in stages])
-    except DvcException as error:
-        raise UserError(f"DVC cannot push to {args.remote}: {with_causes(error)}") from error
+    with told(f"DVC cannot push to {args.remote}"), repository(remote_config(args.remote)) as repo:
+        for level, stages in levels.items():
+            print(f"{level:<9} {describe(repo, stages)}")
+        if params.study(args.study).world == "hub":
+            print(HARMFUL)
+        if not args.confirm:
+            print(f"Nothing was pushed to {args.remote}. To push: make publish ... CONFIRM=yes")
+            return 0
+        count = repo.push(targets=[stage for stages in levels.values() for stage in stages])
     print(f"Pushed {count} files to {args.remote}. To use them: EMOE_REMOTE={args.remote} make reproduce FROM=answers")
     return 0
 

@@ -4,11 +4,13 @@ import contextlib
 import multiprocessing
 import os
 import re
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -42,6 +44,11 @@ def _watch(parent: psutil.Process) -> None:
         time.sleep(LOOKS_S)
     end_descendants()
     os._exit(1)
+
+
+def path_of_this_python() -> str:
+    """PATH with this Python first: dvc.yaml says `python`, and means the one that has the packages."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 
 def mark() -> str:

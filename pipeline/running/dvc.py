@@ -21,7 +21,7 @@ from pipeline.common.environment import DVC_PROCESS
 from pipeline.common.errors import UserError, with_causes
 from pipeline.common.git import ELSEWHERE
 from pipeline.common.paths import CACHE
-from pipeline.common.processes import end_with_parent, lives, started
+from pipeline.common.processes import end_with_parent, lives, path_of_this_python, started
 from pipeline.running.progress import Progress
 
 LOG = CACHE / "reproduce.log"
@@ -48,6 +48,17 @@ def repository(settings: dict[str, Any] | None = None) -> Iterator[Any]:
         os.environ.pop(name, None)
     with Repo(config=settings) as repo:
         yield repo
+
+
+@contextlib.contextmanager
+def told(what: str) -> Iterator[None]:
+    """Turn DVC's errors into a UserError: `what`, and their causes."""
+    from dvc.exceptions import DvcException
+
+    try:
+        yield
+    except DvcException as error:
+        raise UserError(f"{what}: {with_causes(error)}") from error
 
 
 def set_aside_unreadable_files() -> bool:
@@ -227,11 +238,6 @@ def sort_lock() -> None:
             lock["stages"] = dict(sorted(lock["stages"].items()))
 
 
-def path_of_this_python() -> str:
-    """PATH with this Python first: dvc.yaml says `python`, and means the one that has the packages."""
-    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-
-
 def main(arguments: list[str]) -> int:
     """Run `dvc` with these arguments, as part of whoever started this process."""
     import dvc.rwlock
@@ -248,8 +254,7 @@ def main(arguments: list[str]) -> int:
     dvc.rwlock._check_blockers = check_blockers
     # DVC writes this line beside the number of this process: a number alone soon names another one.
     sys.argv = [f"{_HERE}:{_boot()}:{started(psutil.Process())}", *arguments]
-    status: int = run_dvc(arguments)
-    return status
+    return int(run_dvc(arguments))
 
 
 def forget_dead(lock: dict[str, Any]) -> None:

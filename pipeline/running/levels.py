@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pipeline.common.errors import UserError, with_causes
+from pipeline.common.errors import UserError
 from pipeline.common.paths import ARTIFACTS
 from pipeline.params.schema import Params
-from pipeline.running.dvc import repository
+from pipeline.running.dvc import repository, told
 
 REMOTE = "EMOE_REMOTE"
 LEVELS = ("adapters", "answers", "verdicts")
@@ -69,20 +69,19 @@ def remote_config(address: str) -> dict[str, Any] | None:
 
 def pull(repo: Any, stages: list[str]) -> None:
     """Fetch these stages' outputs. Raises UserError naming those that cannot be had."""
-    from dvc.exceptions import DvcException
-
     cause = ""
     try:
-        repo.pull(targets=stages, force=True)
-    except DvcException as error:
-        cause = with_causes(error)
+        with told("DVC cannot fetch"):
+            repo.pull(targets=stages, force=True)
+    except UserError as error:
+        cause = str(error)
     if missing := sorted(str(path) for path in outputs(repo, stages) if not path.exists()):
         shown = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
         remote = repo.config["core"].get("remote") or "no remote (set EMOE_REMOTE, or `dvc remote add --default`)"
         url = repo.config["remote"].get(remote, {}).get("url", "")
         raise UserError(f"not to be had from {url or remote}: {shown}. {cause}".strip())
     if cause:
-        raise UserError(f"DVC cannot fetch: {cause}")
+        raise UserError(cause)
 
 
 def outputs(repo: Any, stages: Iterable[str]) -> list[Path]:

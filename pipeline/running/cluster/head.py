@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common import ledger
-from pipeline.common.errors import UserError, with_causes
+from pipeline.common.errors import UserError
 from pipeline.common.fingerprints import library_versions
 from pipeline.common.git import git
 from pipeline.common.paths import CACHE
@@ -25,7 +25,7 @@ from pipeline.params.schema import Params
 from pipeline.running.cluster import task
 from pipeline.running.cluster.board import Board
 from pipeline.running.cluster.plan import Plan, Task, make_plan, remote_of
-from pipeline.running.dvc import LOG, keep_in_lock, records, repository, repro, sort_lock
+from pipeline.running.dvc import LOG, keep_in_lock, records, repository, repro, sort_lock, told
 from pipeline.running.local import MEMORY_A_JOB_GB
 from pipeline.running.progress import Progress
 
@@ -51,16 +51,12 @@ class Outcome:
 
 def reproduce(params: Params, study: str) -> None:
     """Rebuild the study. Raises UserError where stages failed: the others were done, and asking again goes on."""
-    from dvc.exceptions import DvcException
-
     commit = clean_commit()
     check_address(os.environ.get("RAY_ADDRESS", ""))
     CACHE.mkdir(exist_ok=True)
     LOG.write_text("", encoding="utf-8")
-    try:
+    with told("DVC cannot go on"):
         outcome = rebuild(params, study, commit)
-    except DvcException as error:
-        raise UserError(f"DVC cannot go on: {with_causes(error)}") from error
     if outcome.failures:
         raise UserError(
             "\n".join(outcome.failures.values())

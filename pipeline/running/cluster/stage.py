@@ -14,22 +14,21 @@ from typing import Any
 
 from pipeline.common.errors import UserError, with_causes
 from pipeline.common.paths import CACHE, PARAMS
-from pipeline.common.processes import end_with_parent
+from pipeline.common.processes import end_with_parent, path_of_this_python
 from pipeline.params.folders import have
 from pipeline.params.load import load_params
 from pipeline.params.schema import Params
-from pipeline.running.dvc import path_of_this_python, repository, use_remote, write_lock
+from pipeline.running.dvc import repository, told, use_remote, write_lock
 
 
 def main() -> int:
     """Do what the order says; return the exit status (0 done, 2 it failed and the log says why)."""
-    from dvc.exceptions import DvcException
-
     order = json.loads(sys.stdin.buffer.readline())
     end_with_parent()
     try:
-        do(order)
-    except (UserError, DvcException, OSError) as error:
+        with told("DVC cannot go on"):
+            do(order)
+    except (UserError, OSError) as error:
         print(f"error: {with_causes(error)}", file=sys.stderr)
         return 2
     return 0
