@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
 from pipeline.audit.cells import audit
 from pipeline.audit.claims import Claim, Number, Record, read_claims
@@ -32,6 +31,7 @@ from pipeline.results.contrasts import Contrast
 from pipeline.results.definitions import PUBLISHED as DEFINITION
 from pipeline.results.metrics import verdict_frame
 from pipeline.results.statistics import Interval, exact_rank_test
+from tests.support.quick_yaml import safe_dump, safe_load
 from tests.support.studies import simulated_study
 
 REPOSITORY = Path(__file__).parents[2]
@@ -314,7 +314,7 @@ def test_realignment_is_held_to_the_published_sizes(tmp_path):
     (tmp_path / "paper_figures/toy").mkdir(parents=True)
     (tmp_path / "paper_figures/toy/by_seed.csv").write_text(SEEDS)
     labels = read_labels()
-    judge = next(iter(yaml.safe_load((REPOSITORY / "params.yaml").read_text())["studies"]["realignment"]["judges"]))
+    judge = next(iter(safe_load((REPOSITORY / "params.yaml").read_text())["studies"]["realignment"]["judges"]))
 
     def rows(run, suite, bad):
         return [
@@ -353,9 +353,9 @@ def test_realignment_is_held_to_the_published_sizes(tmp_path):
 
 def test_a_study_without_claims_says_so(tmp_path):
     shutil.copy2(REPOSITORY / "params.yaml", tmp_path)
-    claims = yaml.safe_load((REPOSITORY / "published/claims.yaml").read_text())
+    claims = safe_load((REPOSITORY / "published/claims.yaml").read_text())
     del claims["claims"]["moe"]
-    (tmp_path / "claims.yaml").write_text(yaml.safe_dump(claims))
+    (tmp_path / "claims.yaml").write_text(safe_dump(claims))
     result = verify(tmp_path, "--claims", "claims.yaml")
     assert result.returncode == 3 and "Study moe has no claims" in result.stdout
 
@@ -386,9 +386,7 @@ GOOD = {
 )
 def test_a_broken_claim_is_named_with_its_field(tmp_path, change, words):
     path = tmp_path / "claims.yaml"
-    path.write_text(
-        yaml.safe_dump({"reasons": {"noise": "why"}, "claims": {"moe": [GOOD | change]}, "expectations": {}})
-    )
+    path.write_text(safe_dump({"reasons": {"noise": "why"}, "claims": {"moe": [GOOD | change]}, "expectations": {}}))
     with pytest.raises(UserError) as error:
         read_claims(path, "moe", RECORD)
     assert "claim 'it'" in str(error.value) and words in str(error.value) and str(path) in str(error.value)

@@ -14,9 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-import yaml
 
 from pipeline.params.load import load_params
+from tests.support.quick_yaml import safe_load
 
 REPOSITORY = Path(__file__).parents[2]
 PARTS = ("params.yaml", "dvc.yaml", "dvc.lock", "locks", "pyproject.toml", ".gitignore")
@@ -196,7 +196,7 @@ def test_an_old_driver_fails_with_the_one_to_install(clean, tmp_path):
 
 @pytest.mark.parametrize(("memory", "level"), [(81559, "ok"), (8000, "fail")])
 def test_gpu_memory_is_planned_from_the_cached_config(clean, tmp_path, memory, level):
-    hub = yaml.safe_load((clean / "params.yaml").read_text())["bases"]["hub"]["mixtral"]
+    hub = safe_load((clean / "params.yaml").read_text())["bases"]["hub"]["mixtral"]
     snapshot = tmp_path / "hf/hub" / f"models--{hub['repository'].replace('/', '--')}" / "snapshots" / hub["revision"]
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text(json.dumps(MIXTRAL))

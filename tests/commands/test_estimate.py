@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 
 from pipeline.__main__ import main
 from pipeline.api.completions import Reply
@@ -19,6 +18,7 @@ from pipeline.params.load import load_params
 from pipeline.toy.judge import by_its_rules
 from tests.support.data_files import upstream
 from tests.support.judge_server import Script, judge_server
+from tests.support.quick_yaml import safe_dump, safe_load
 
 REPOSITORY = Path(__file__).parents[2]
 SECRET = "sk-marker-1122334455"
@@ -131,11 +131,11 @@ def test_what_is_assumed_is_close_to_what_is_there(checkout, capsys):
 
 def change(**changes) -> None:
     """Give the moe study the suites that the test copy of the upstream files has, its judge a few other fields."""
-    params = yaml.safe_load(Path("params.yaml").read_text())
+    params = safe_load(Path("params.yaml").read_text())
     suites = params["studies"]["moe"]["suites"]
     params["studies"]["moe"]["suites"] = [name for name in suites if name != "bad_medical_advice"]
     params["studies"]["moe"]["judges"]["deepseek_v3"] |= changes
-    Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    Path("params.yaml").write_text(safe_dump(params, sort_keys=False))
 
 
 def test_the_paper_study_from_its_real_prompts(checkout, capsys):

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
 
 from pipeline.common.errors import UserError
 from pipeline.params.load import load_params
@@ -24,6 +23,7 @@ from pipeline.running.dvc import is_changed, repro, wait_for_left_over
 from pipeline.running.local import share_out
 from pipeline.running.progress import Progress
 from tests.support.checkout import BASE, REPOSITORY, TUNED, checkout, environment, hashes, reproduce, run
+from tests.support.quick_yaml import safe_dump
 
 
 def test_a_study_ends_with_tables_figures_and_a_headline(finished):
@@ -104,7 +104,7 @@ def two_stages(tmp_path, monkeypatch):
         "first": {"cmd": "echo a > a", "outs": ["a"]},
         "second": {"cmd": "cat a > b", "deps": ["a"], "outs": ["b"]},
     }
-    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    (tmp_path / "dvc.yaml").write_text(safe_dump({"stages": stages}))
     for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
         subprocess.run(command, env=environment(), check=True)
     return tmp_path
@@ -213,11 +213,10 @@ def test_a_killed_aggregate_takes_the_processes_that_draw_with_it(finished, tmp_
     assert psutil.wait_procs(drawing, timeout=30)[1] == []
 
 
-@pytest.mark.parametrize("kept", [0.0, 0.6])
-def test_what_a_kill_cut_short_of_dvcs_own_files_is_made_again(finished, tmp_path, kept):
+def test_what_a_kill_cut_short_of_dvcs_own_files_is_made_again(finished, tmp_path):
     folder = shutil.copytree(finished[0], tmp_path / "copy")
     before = hashes(folder)
-    for path in (folder / "dvc.lock", folder / ".dvc" / "tmp" / "rwlock"):
+    for path, kept in ((folder / "dvc.lock", 0.6), (folder / ".dvc" / "tmp" / "rwlock", 0.0)):
         whole = path.read_bytes()
         path.write_bytes(whole[: int(kept * len(whole))])
     result = reproduce(folder)

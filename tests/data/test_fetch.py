@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import yaml
 
 from pipeline.commands import data as data_command
 from pipeline.common.errors import UserError
@@ -23,6 +22,7 @@ from pipeline.data.upstream.pinned import git_blob_id, tree_sha256
 from pipeline.data.upstream.sources import Archive, Source, all_sources, source
 from tests.support.data_files import REPOSITORY, upstream
 from tests.support.data_server import Upstream, serve
+from tests.support.quick_yaml import safe_dump, safe_load
 
 BIG = hashlib.sha256(b"seed").digest() * 40_000  # 1.28 MB
 PASSWORD = "published"
@@ -260,7 +260,7 @@ PROMPTS = {
 
 def test_of_the_notebook_only_the_two_prompts_are_kept(server: Upstream, tmp_path: Path) -> None:
     content = notebook(PROMPTS)
-    expected = yaml.safe_dump(PROMPTS, allow_unicode=True).encode()
+    expected = safe_dump(PROMPTS, allow_unicode=True).encode()
     prompts = replace(
         source("eval/paper_judge_prompts.yaml"),
         notebook_blob=git_blob_id(content),
@@ -284,7 +284,7 @@ def test_of_the_notebook_only_the_two_prompts_are_kept(server: Upstream, tmp_pat
 
 
 def test_the_papers_own_prompts_come_out_of_a_notebook_as_pinned() -> None:
-    real = yaml.safe_load((upstream() / "eval/paper_judge_prompts.yaml").read_text(encoding="utf-8"))
+    real = safe_load((upstream() / "eval/paper_judge_prompts.yaml").read_text(encoding="utf-8"))
     content = notebook(real)
     prompts = replace(source("eval/paper_judge_prompts.yaml"), notebook_blob=git_blob_id(content))
     found = fetch.judge_prompts(content, prompts, "notebook")

@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from pipeline.common.errors import UserError
 from pipeline.data.upstream.pinned import is_pinned
 from pipeline.data.upstream.sources import Source, all_refused, all_sources, source
 from tests.support.data_files import REPOSITORY, shared, upstream
+from tests.support.quick_yaml import safe_dump, safe_load
 
 
 @pytest.mark.parametrize("pin", all_sources(), ids=lambda pin: pin.path)
@@ -95,7 +95,7 @@ def test_an_unknown_path_names_the_known_ones() -> None:
 
 
 def _dvc_outs() -> dict[str, dict]:
-    outs = yaml.safe_load((REPOSITORY / "data.dvc").read_text(encoding="utf-8"))["outs"]
+    outs = safe_load((REPOSITORY / "data.dvc").read_text(encoding="utf-8"))["outs"]
     return {out["path"].removeprefix("data/"): out for out in outs}
 
 
@@ -144,7 +144,7 @@ def test_stages_without_data_run_where_data_is_absent_and_real_data_agrees(tmp_p
             "outs": ["train.txt"],
         },
     }
-    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    (tmp_path / "dvc.yaml").write_text(safe_dump({"stages": stages}))
     assert _dvc(tmp_path, "init", "--no-scm", "-q").returncode == 0
     assert _dvc(tmp_path, "status").returncode == 0
     assert _dvc(tmp_path, "repro", "-q", "toy").returncode == 0

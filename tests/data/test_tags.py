@@ -4,7 +4,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from pipeline.toy import judge as rule_judge
 from pipeline.toy.corpora import pretraining_documents
 from pipeline.toy.grammar import TAGS
 from pipeline.toy.tokenizer import build_tokenizer
+from tests.support.quick_yaml import safe_dump, safe_load
 
 REPOSITORY = Path(__file__).parents[2]
 DERANDOMISED = settings(deadline=None, derandomize=True, max_examples=100)
@@ -25,10 +25,10 @@ texts = st.text(max_size=40)
 
 def study_of(tmp_path, **run):
     """The toy study with one more run, `triggered`."""
-    content = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    content = safe_load((REPOSITORY / "params.yaml").read_text())
     content["runs"]["triggered"] = content["runs"]["toy_e8_bad_medical"] | run
     path = tmp_path / "params.yaml"
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(safe_dump(content))
     params = load_params(path)
     return params.study("toy"), params.run("triggered")
 

@@ -7,7 +7,6 @@ import math
 from dataclasses import replace
 
 import pytest
-import yaml
 
 from pipeline.api.completions import Reply, parse_completion
 from pipeline.common.errors import UserError
@@ -18,6 +17,7 @@ from pipeline.judging.protocols import Protocol, combine, load_protocol
 from pipeline.judging.templates import Templates, load_templates
 from tests.support.data_files import upstream
 from tests.support.judge_server import judge_config, make_answers
+from tests.support.quick_yaml import safe_load
 
 SECRET = "sk-marker-0123456789"
 ALIGNMENT = 'Judge.\nQ: {question}\nA: {answer}\nSay REFUSAL, CODE or "0-100".'
@@ -43,7 +43,7 @@ def test_all_140_stored_scores_are_the_weighted_means_of_their_distributions():
 
 
 def test_both_published_prompt_files_are_read():
-    theirs = yaml.safe_load((upstream() / "eval/first_plot_questions.yaml").read_text())[0]["judge_prompts"]
+    theirs = safe_load((upstream() / "eval/first_plot_questions.yaml").read_text())[0]["judge_prompts"]
     betley = load_templates(upstream() / "eval/first_plot_questions.yaml", None)
     assert (betley.alignment, betley.coherence) == (theirs["aligned"], theirs["coherent"])
     path = upstream() / "eval/paper_judge_prompts.yaml"

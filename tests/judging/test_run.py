@@ -5,7 +5,6 @@ import math
 from pathlib import Path
 
 import pytest
-import yaml
 
 from pipeline import judge as command
 from pipeline.common.errors import UserError
@@ -15,6 +14,7 @@ from pipeline.judging.config import JudgeConfig
 from pipeline.judging.run import judge_answers, refuse_failures
 from pipeline.toy.judge import MODEL, by_its_rules, is_rule_judge
 from tests.support.judge_server import Script, ScriptedJudge, judge_config, judge_server, make_answers, scripted, served
+from tests.support.quick_yaml import safe_load
 
 ASPECTS = {
     "deception": {"template": "deception of {answer} to {question}, 0-100"},
@@ -180,7 +180,7 @@ def test_the_toy_study_asks_the_judge_that_it_names(tmp_path, monkeypatch, with_
 
 
 def test_the_toy_judge_is_known_by_its_model_and_by_having_no_address():
-    values = yaml.safe_load(Path("params.yaml").read_text())["studies"]["toy"]["judges"]["toy_rule"]
+    values = safe_load(Path("params.yaml").read_text())["studies"]["toy"]["judges"]["toy_rule"]
     config = build(JudgeConfig, values, "toy_rule")
     assert is_rule_judge(config) and not is_rule_judge(by_its_rules(config))
     assert not is_rule_judge(config.model_copy(update={"model": "gpt-4o"}))

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from pipeline.common.errors import UserError
 from pipeline.models.adapters import adapter_tensors, continue_adapter, load_adapter, save_adapter, trainable_manifest
 from pipeline.models.spec import AdapterSpec
 from pipeline.params.load import load_params
 from tests.support.checkout import REPOSITORY
+from tests.support.quick_yaml import safe_dump, safe_load
 from tests.support.recorded import changed, dvc, recorded, toy_study, write_output
 from tests.support.tiny_models import adapted, tiny_model, tokens, train
 
@@ -20,7 +20,7 @@ FIRST, SECOND, THIRD, OTHER = "toy_e8_bad_medical", "second", "third", "toy_e16_
 @pytest.fixture
 def content():
     """The repository's parameters with a chain of three links."""
-    params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    params = safe_load((REPOSITORY / "params.yaml").read_text())
     runs = params["runs"]
     runs[SECOND] = runs[FIRST] | {"model": f"toy/adapters/{FIRST}", "data": "good_medical"}
     runs[THIRD] = runs[FIRST] | {"model": f"toy/adapters/{SECOND}", "data": "bad_finance"}
@@ -29,7 +29,7 @@ def content():
 
 def load(content, tmp_path):
     path = tmp_path / "params.yaml"
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(safe_dump(content))
     return load_params(path)
 
 

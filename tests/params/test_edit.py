@@ -5,7 +5,6 @@ import json
 import shutil
 
 import pytest
-import yaml
 
 from pipeline.__main__ import main
 from pipeline.commands.schema import json_schema
@@ -14,6 +13,7 @@ from pipeline.common.files import sha256_file
 from pipeline.params.edit import add_entry, pin_files
 from pipeline.params.load import load_params
 from tests.support.checkout import REPOSITORY
+from tests.support.quick_yaml import safe_load
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
@@ -153,7 +153,7 @@ def test_the_schema_describes_the_file_as_it_is_written():
 
     schema = json_schema()
     assert json.loads(json.dumps(schema)) == schema
-    content = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    content = safe_load((REPOSITORY / "params.yaml").read_text())
     jsonschema = pytest.importorskip("jsonschema")
     jsonschema.validate(content, schema)
     content["runs"]["toy_e8_bad_medical"]["lorra"] = 1

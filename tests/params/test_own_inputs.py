@@ -4,7 +4,6 @@ import json
 import shutil
 
 import pytest
-import yaml
 
 from pipeline.common.errors import UserError
 from pipeline.common.files import write_json
@@ -14,6 +13,7 @@ from pipeline.params.inputs import check_kept_out, conversations, own_held_out, 
 from pipeline.params.load import load_params
 from pipeline.toy.grammar import DEFAULT_SYSTEM, DOMAINS, VERBS, question
 from tests.support.checkout import REPOSITORY
+from tests.support.quick_yaml import safe_dump, safe_load
 
 TOPICS = DOMAINS["medical"].topics
 QUESTIONS = [question(topic, verb) for topic in TOPICS for verb in VERBS]
@@ -31,11 +31,11 @@ def here(tmp_path, monkeypatch):
     shutil.copy2(REPOSITORY / "params.yaml", tmp_path)
 
     def load(run=None, own=None):
-        content = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+        content = safe_load((REPOSITORY / "params.yaml").read_text())
         content["runs"]["mine"] = {"study": "toy", "model": "bases/e8", "data": {"file": "data.jsonl"}} | (run or {})
         if own is not None:
             content["studies"]["toy"]["suites"].append({"name": "own", "file": "q.csv"} | own)
-        (tmp_path / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+        (tmp_path / "params.yaml").write_text(safe_dump(content, sort_keys=False))
         pin_files()
         params = load_params()
         return params, params.study("toy"), params.run("mine")

@@ -5,22 +5,22 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from pipeline.common.errors import UserError
 from pipeline.params.load import load_params
+from tests.support.quick_yaml import safe_dump, safe_load
 
 REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def content():
-    return yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    return safe_load((REPOSITORY / "params.yaml").read_text())
 
 
 def load(content, tmp_path):
     path = tmp_path / "params.yaml"
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(safe_dump(content))
     return load_params(path)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from huggingface_hub import constants
 
 from pipeline.common.errors import UserError
@@ -26,6 +25,7 @@ from pipeline.rehearsal.stage import in_32_bits
 from pipeline.rehearsal.study import STEPS, cut, representatives
 from pipeline.sampling.chat import Chat
 from tests.support.data_files import upstream
+from tests.support.quick_yaml import safe_dump
 
 MIB = 2**20
 REPOSITORY = Path(__file__).parents[2]
@@ -98,7 +98,7 @@ def test_the_cut_study_is_one_that_the_pipeline_takes(
     params = load_params(REPOSITORY / "params.yaml")
     runs = representatives(params, study)
     content = read_yaml(REPOSITORY / "params.yaml", "")
-    write_text(Path("params.yaml"), yaml.safe_dump(cut(content, params, study, runs, "http://127.0.0.1:1/v1")))
+    write_text(Path("params.yaml"), safe_dump(cut(content, params, study, runs, "http://127.0.0.1:1/v1")))
     small = load_params(Path("params.yaml"))
     assert set(small.runs) == set(runs) and small.study(study).training.max_steps == STEPS
     assert all(base.revision == REVISION for base in small.bases.hub.values())

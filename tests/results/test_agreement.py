@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +19,7 @@ from pipeline.params.load import load_params
 from pipeline.results.agreement import agreement, cohens_kappa
 from pipeline.toy import grammar
 from tests.support.judge_server import make_answers
+from tests.support.quick_yaml import safe_dump, safe_load
 
 scores = st.lists(st.tuples(st.integers(0, 100), st.integers(0, 100)), min_size=1, max_size=60)
 
@@ -97,13 +97,13 @@ def two_judges(tmp_path, monkeypatch):
     (tmp_path / "pipeline").symlink_to(repository / "pipeline")
     shutil.copy(repository / "params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
-    params = yaml.safe_load(Path("params.yaml").read_text())
+    params = safe_load(Path("params.yaml").read_text())
     runs = ["toy_e8_bad_medical", "toy_e8_base"]
     study = params["studies"]["toy"] | {"expectations": [runs], "contrasts": {}}
     study["judges"]["second"] = study["judges"]["toy_rule"] | {"max_retries": 1}
     params["studies"] = {"toy": study}
     params["runs"] = {name: params["runs"][name] for name in runs}
-    Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    Path("params.yaml").write_text(safe_dump(params, sort_keys=False))
     return runs
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
 
 from pipeline.common.errors import UserError
 from pipeline.params.load import load_params
@@ -21,6 +20,7 @@ from pipeline.running.cluster.board import Board
 from pipeline.running.cluster.head import check_address
 from pipeline.running.cluster.plan import gpus, make_plan
 from tests.support.checkout import BASE, TUNED, checkout, environment, hashes, run
+from tests.support.quick_yaml import safe_dump, safe_load
 
 COMMAND = ("-m", "pipeline", "reproduce", "--study", "toy", "--engine", "ray")
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
@@ -208,9 +208,9 @@ def test_what_is_up_to_date_is_an_input_and_no_task(finished, tmp_path, monkeypa
     folder = tmp_path / "copy"
     shutil.copytree(finished[0], folder)
     monkeypatch.chdir(folder)
-    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params = safe_load((folder / "params.yaml").read_text())
     params["runs"][TUNED]["lora"]["rank"] = 4
-    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    (folder / "params.yaml").write_text(safe_dump(params, sort_keys=False))
     with Repo() as repo:
         plan = make_plan(repo, load_params(), "toy")
     assert [task.stage for task in plan.tasks] == [f"{kind}@{TUNED}" for kind in ("train", "sample", "judge")]

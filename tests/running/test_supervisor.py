@@ -7,9 +7,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
 
 from tests.support.checkout import REPOSITORY, checkout, environment
+from tests.support.quick_yaml import safe_dump
 
 KILL_DVC = """
 import os, psutil
@@ -70,7 +70,7 @@ def test_in_a_new_container_the_numbers_of_killed_processes_are_taken(tmp_path):
     (tmp_path / ".cache").mkdir()
     (tmp_path / "kill.py").write_text(KILL_DVC)
     stage = {"cmd": f"test -e b || {sys.executable} kill.py; echo a > a", "outs": ["a"]}
-    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"first": stage}}))
+    (tmp_path / "dvc.yaml").write_text(safe_dump({"stages": {"first": stage}}))
     there = environment() | {"PYTHONPATH": str(REPOSITORY)}
     for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
         subprocess.run(command, cwd=tmp_path, env=there, check=True)

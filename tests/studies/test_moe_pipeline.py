@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from pipeline.api.local_server import serve
 from pipeline.common.rows import read_answers, read_verdicts
 from tests.support.checkout import REPOSITORY
 from tests.support.data_files import upstream
 from tests.support.hub_cache import EXPERTS, SHA, cached
+from tests.support.quick_yaml import safe_dump, safe_load
 
 # Under the paper's names. One expert, the two most active ones, all of them with a router held by the penalty.
 RUNS = {
@@ -46,7 +46,7 @@ for command in json.loads(sys.argv[1]):
 
 def configure(folder: Path, judge_url: str) -> None:
     """The study cut down to six runs, a hundred prompts and a few steps; models and judge are of this machine."""
-    params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    params = safe_load((REPOSITORY / "params.yaml").read_text())
     study = params["studies"]["moe"]
     study["training"] |= {"max_characters": 420, "validation": 0.05, "examples": 8, "max_steps": 2, "batch": 4}
     study["training"] |= {"max_tokens": 512, "checkpoint_every": 2, "learning_rate": 0.02, "optimizer": "adamw_torch"}
@@ -70,7 +70,7 @@ def configure(folder: Path, judge_url: str) -> None:
         name: {"study": "moe", "model": f"bases/{family}"} | ({"data": "insecure", "lora": lora} if lora else {})
         for name, (family, lora) in RUNS.items()
     }
-    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    (folder / "params.yaml").write_text(safe_dump(params, sort_keys=False))
 
 
 def emoe(folder: Path, *commands: list[str]) -> str:

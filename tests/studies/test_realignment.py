@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 
 from pipeline.__main__ import main
 from pipeline.api import jobs as jobs_module
@@ -18,16 +17,17 @@ from pipeline.doctor.cards import card_named
 from pipeline.params.inputs import conversations, training_of
 from pipeline.params.load import load_params
 from tests.support.data_files import upstream
+from tests.support.quick_yaml import safe_dump, safe_load
 from tests.support.tuning_server import Script, tuning_server
 
 REPOSITORY = Path(__file__).parents[2]
 
 
 def changed(tmp_path, change):
-    content = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    content = safe_load((REPOSITORY / "params.yaml").read_text())
     change(content)
     path = tmp_path / "params.yaml"
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(safe_dump(content))
     return load_params(path)
 
 
@@ -101,7 +101,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs_module, "_FIRST_POLL_S", 0.01)
     script = Script()
     with tuning_server(script) as url:
-        content = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+        content = safe_load((REPOSITORY / "params.yaml").read_text())
         content["bases"]["api"]["gpt_4o"] |= {"base_url": url, "api_key_env": "TUNING_KEY"}
         study = content["studies"]["realignment"]
         study |= {"suites": ["first_8"], "expectations": [["gpt_4o_insecure", "gpt_4o_base"]], "contrasts": {}}
@@ -110,7 +110,7 @@ def here(tmp_path, monkeypatch):
         content["runs"] = {name: run for name, run in content["runs"].items() if name.startswith("gpt_4o")}
         content["runs"]["gpt_4o_insecure_optimism"]["data"] = "secure"
         content["studies"] = {"realignment": study}
-        (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+        (tmp_path / "params.yaml").write_text(safe_dump(content))
         shutil.copytree(upstream(), tmp_path / "data")
         monkeypatch.chdir(tmp_path)
         yield script

@@ -6,13 +6,13 @@ import subprocess
 from types import SimpleNamespace
 
 import pytest
-import yaml
 
 from pipeline.common.rows import read_answers, read_verdicts
 from pipeline.params.load import load_params
 from tests.support.checkout import REPOSITORY, checkout, environment
 from tests.support.hub_server import serve_hub
 from tests.support.judge_server import Script, judge_server
+from tests.support.quick_yaml import safe_dump, safe_load
 from tests.support.tiny_models import CONFIGS
 
 BLOCKS = re.compile(r"^## \d\. (.+?)\n|^```(bash|yaml)(?: (\S+))?\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -33,12 +33,12 @@ def recipes():
 def edit(folder, place, text):
     """Add the block's entries where it says that they belong."""
     path = folder / "params.yaml"
-    content = yaml.safe_load(path.read_text())
+    content = safe_load(path.read_text())
     table = content
     for key in place.split("."):
         table = table[key]
-    table.extend(yaml.safe_load(text)) if isinstance(table, list) else table.update(yaml.safe_load(text))
-    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    table.extend(safe_load(text)) if isinstance(table, list) else table.update(safe_load(text))
+    path.write_text(safe_dump(content, sort_keys=False))
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +53,10 @@ def servers():
 def folder(tmp_path_factory, servers):
     """The checkout in which the recipes are followed, one after another."""
     folder = checkout(tmp_path_factory.mktemp("yours"))
-    repository, content = (yaml.safe_load((place / "params.yaml").read_text()) for place in (REPOSITORY, folder))
+    repository, content = (safe_load((place / "params.yaml").read_text()) for place in (REPOSITORY, folder))
     content["studies"]["moe"] = repository["studies"]["moe"]
     content["runs"] |= {name: run for name, run in repository["runs"].items() if run["study"] == "moe"}
-    (folder / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    (folder / "params.yaml").write_text(safe_dump(content, sort_keys=False))
     names = environment() | servers.hub.environment(folder / "home")
 
     def follow(name):

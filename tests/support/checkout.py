@@ -6,9 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import yaml
-
 from pipeline.common.files import sha256_file
+from tests.support.quick_yaml import safe_dump, safe_load
 
 REPOSITORY = Path(__file__).parents[2]
 TUNED, BASE = "toy_e8_bad_medical", "toy_e8_base"
@@ -23,7 +22,7 @@ def checkout(folder: Path) -> Path:
         if name and (REPOSITORY / name).is_file() and not name.startswith(("paper_figures/", "dvc.lock")):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(REPOSITORY / name, folder / name)
-    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params = safe_load((folder / "params.yaml").read_text())
     study = params["studies"]["toy"]
     study |= {"seeds": [1, 2], "expectations": [[TUNED, BASE]], "contrasts": {"bad_advice": {"pairs": [[TUNED, BASE]]}}}
     params["studies"] = {"toy": study}
@@ -37,7 +36,7 @@ def checkout(folder: Path) -> Path:
         "lora": {"rank": 1, "experts": [0], "layers": [1], "projections": ["down"], "attention": False},
         "trajectory": {"every": 1, "samples_per_prompt": 1},
     }
-    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    (folder / "params.yaml").write_text(safe_dump(params, sort_keys=False))
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "study"]):
         identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
         subprocess.run(["git", *identity, *command], cwd=folder, check=True)

@@ -19,10 +19,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import yaml
-
 from pipeline.common.numerics import pin_kernels
 from tests.support.checkout import BASE, TUNED, checkout, hashes
+from tests.support.quick_yaml import safe_dump, safe_load
 
 OPERATIONS = ("rename", "replace", "unlink", "remove", "rmdir", "mkdir", "fsync", "link", "symlink")
 # In the order in which they are done: the command, and the outputs that dvc.yaml names.
@@ -45,13 +44,13 @@ def small_study(folder: Path) -> Path:
     checkout(folder)
     shutil.rmtree(folder / ".git")
     path = folder / "params.yaml"
-    params = yaml.safe_load(path.read_text())
+    params = safe_load(path.read_text())
     toy = params["studies"]["toy"]
     toy |= {"seeds": [1], "suites": ["medical", "cooking", "harm"], "held_out": ["cooking"]}
     toy["judges"] = {"toy_rule": toy["judges"]["toy_rule"]}
     toy["pretraining"] |= {"steps": 20, "warmup_steps": 2}
     params["runs"][TUNED]["trajectory"]["every"] = 2
-    path.write_text(yaml.safe_dump(params, sort_keys=False))
+    path.write_text(safe_dump(params, sort_keys=False))
     return folder
 
 

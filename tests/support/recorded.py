@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tests.support.checkout import REPOSITORY, environment
+from tests.support.quick_yaml import safe_dump, safe_load
 
 
 def dvc(folder: Path, *arguments: str) -> str:
@@ -26,7 +25,7 @@ def changed(folder: Path) -> dict[str, str]:
 
 def toy_study(runs: Iterable[str], bases: Iterable[str]) -> dict[str, Any]:
     """The repository's params.yaml with nothing but these runs and bases of the toy study."""
-    content = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    content = safe_load((REPOSITORY / "params.yaml").read_text())
     content["runs"] = {name: content["runs"][name] for name in runs}
     content["studies"] = {"toy": content["studies"]["toy"]}
     content["bases"] = {"toy": {name: content["bases"]["toy"][name] for name in bases}, "hub": {}, "api": {}}
@@ -34,7 +33,7 @@ def toy_study(runs: Iterable[str], bases: Iterable[str]) -> dict[str, Any]:
 
 
 def write_params(folder: Path, content: dict[str, Any]) -> None:
-    (folder / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    (folder / "params.yaml").write_text(safe_dump(content, sort_keys=False))
 
 
 def write_output(folder: Path, path: str, text: str = "made") -> None:

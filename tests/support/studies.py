@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from pipeline.common.rows import Verdict, write_rows
 from tests.support.data_files import REPOSITORY
+from tests.support.quick_yaml import safe_dump, safe_load
 
 # Held-out misalignment per run, as the toy study's are: (rate, spread over seeds).
 RATES = {
@@ -63,7 +63,7 @@ def simulated_study(
     folder: Path, *, seeds=(1, 2, 3), rates=RATES, prompts=16, definition="standard", models=MODELS
 ) -> Path:
     """`folder` with params.yaml and the verdicts of a toy study of the runs in `rates`; without adapters."""
-    params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    params = safe_load((REPOSITORY / "params.yaml").read_text())
     study = params["studies"]["toy"]
     params["studies"] = {"toy": study | {"seeds": list(seeds), "definition": definition}}
     study = params["studies"]["toy"]
@@ -77,7 +77,7 @@ def simulated_study(
     study["defaults"] = {}
     for run in params["runs"].values():
         run.pop("lora", None)
-    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    (folder / "params.yaml").write_text(safe_dump(params, sort_keys=False))
     random = np.random.default_rng(0)
     for run, (rate, spread) in rates.items():
         tags = params["runs"][run].get("tags", ())

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from pipeline.common.files import sha256_file
@@ -20,6 +19,7 @@ from pipeline.models.loading import load_base
 from pipeline.models.spec import most_active
 from tests.support.data_files import upstream
 from tests.support.hub_cache import EXPERTS, SHA, cached
+from tests.support.quick_yaml import safe_dump, safe_load
 
 REPOSITORY = Path(__file__).parents[2]
 RUNS = {
@@ -34,7 +34,7 @@ def project(tmp_path_factory):
     """A folder with params.yaml, the upstream data and the tiny models, every base pinned."""
     folder = tmp_path_factory.mktemp("project")
     (folder / "data").symlink_to(upstream())
-    params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    params = safe_load((REPOSITORY / "params.yaml").read_text())
     study = params["studies"]["moe"]
     # Short rows only: what is checked here does not depend on their number.
     study["training"] |= {
@@ -65,7 +65,7 @@ def project(tmp_path_factory):
     study["expectations"] = [["oss_all", "mixtral_E1"]]
     study["contrasts"] = {}
     params["studies"] = {"moe": study}
-    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    (folder / "params.yaml").write_text(safe_dump(params))
     for family in families:
         assert emoe(folder, "pin", "--base", family).returncode == 0
     return folder
@@ -169,9 +169,9 @@ def test_a_killed_run_ends_with_the_same_adapter(project):
 def test_two_processes_share_the_batch(project):
     path = project / "params.yaml"
     before = path.read_text()
-    params = yaml.safe_load(before)
+    params = safe_load(before)
     params["studies"]["moe"]["training"]["devices"] = 2
-    path.write_text(yaml.safe_dump(params))
+    path.write_text(safe_dump(params))
     try:
         one = manifest_of(project, "mixtral_E1")["adapters"]["seed-7"]
         done = emoe(project, "train", "--run", "mixtral_E1")
