@@ -27,7 +27,7 @@ def checkout(folder: Path) -> Path:
     study |= {"seeds": [1, 2], "expectations": [[TUNED, BASE]], "contrasts": {"bad_advice": {"pairs": [[TUNED, BASE]]}}}
     params["studies"] = {"toy": study}
     study["judges"]["toy_second"] = study["judges"]["toy_rule"] | {"max_retries": 1}
-    study["pretraining"] |= {"steps": 150, "warmup_steps": 20}
+    study["pretraining"] |= {"steps": 60, "warmup_steps": 10}
     study["training"] |= {"examples": 32, "max_steps": 4, "checkpoint_every": 2}
     study["sampling"] |= {"samples_per_prompt": 1, "batch": 64}
     params["bases"]["toy"] = {"e8": params["bases"]["toy"]["e8"]}
