@@ -20,8 +20,9 @@ import psutil
 from pipeline.common.environment import DVC_PROCESS
 from pipeline.common.errors import UserError, with_causes
 from pipeline.common.git import ELSEWHERE
-from pipeline.common.paths import CACHE
+from pipeline.common.paths import CACHE, refuse_a_linked_folder
 from pipeline.common.processes import end_with_parent, lives, path_of_this_python, started
+from pipeline.common.signals import end_gently
 from pipeline.running.progress import Progress
 
 LOG = CACHE / "reproduce.log"
@@ -91,8 +92,9 @@ def is_changed(stage: str) -> bool:
     """Whether DVC finds anything to do for a stage and all that it depends on.
 
     Its files that a kill cut short are set aside: then there is.
-    Raises UserError where DVC cannot tell, as other files of its own are broken.
+    Raises UserError where DVC cannot tell, as other files of its own are broken, or a folder of outputs is a link.
     """
+    refuse_a_linked_folder()
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
 
@@ -244,6 +246,7 @@ def main(arguments: list[str]) -> int:
     from dvc.cli import main as run_dvc
 
     end_with_parent()
+    end_gently(pass_on=True)  # DVC itself ignores Ctrl-C while a stage runs, and stops when that has ended
     os.environ[DVC_PROCESS] = str(os.getpid())  # a shell may stand between this process and a stage's
     check = dvc.rwlock._check_blockers
 
