@@ -24,7 +24,7 @@ def refuse_a_linked_folder() -> None:
     for folder in (ARTIFACTS, FIGURES):
         if folder.is_symlink():
             raise UserError(
-                f"{folder} is a link to {folder.resolve()}, and DVC follows none; put DVC's cache on that disk, and only "
-                f"its files are linked: rm {folder}; mkdir {folder}; dvc cache dir --local {folder.resolve()}; "
+                f"{folder} is a link to {folder.resolve()}, and DVC follows none; put DVC's cache on that disk, and "
+                f"only its files are linked: rm {folder}; mkdir {folder}; dvc cache dir --local {folder.resolve()}; "
                 "dvc config --local cache.type symlink. (Or mount it: mount --bind.)"
             )

@@ -1,4 +1,4 @@
-"""SIGTERM (`kill`, `docker stop`, a batch system's time limit) does what Ctrl-C does: paid replies are kept, then it ends."""
+"""SIGTERM (`kill`, `docker stop`, a batch system's limit) does what Ctrl-C does: paid replies are kept, it ends."""
 
 from __future__ import annotations  # `make doctor` must reach an old Python to say that it is too old
 

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 from pipeline.api.config import EndpointConfig
 from pipeline.api.keys import read_key
+from pipeline.api.model_server import find_vllm
 from pipeline.common.errors import UserError
 from pipeline.common.files import read_yaml
 from pipeline.common.machine import AMPERE, Gpu, memory_bytes
@@ -17,6 +18,7 @@ from pipeline.doctor.check import ROOT, Check
 from pipeline.doctor.models import check_model, check_model_disk
 from pipeline.doctor.plans import plan_runs
 from pipeline.doctor.probe import http_status, probe_all
+from pipeline.judging.config import JudgeConfig
 from pipeline.judging.templates import load_templates
 from pipeline.models.hub import is_cached
 from pipeline.models.sizes import GIB
@@ -129,8 +131,15 @@ def check_key(judge: str, config: EndpointConfig) -> Check | None:
     return None
 
 
-def check_judge(judge: str, config: EndpointConfig) -> Check:
-    """Ask the judge's endpoint for its list of models, which costs nothing."""
+def check_judge(judge: str, config: JudgeConfig) -> Check:
+    """Ask the judge's endpoint for its list of models, which costs nothing; look for vllm where it is to serve it."""
+    if config.serve is not None:
+        try:
+            program = find_vllm()
+        except UserError as error:
+            found, _, remedy = str(error).partition(". ")
+            return Check("fail", "judge", f"{judge}: {found}", remedy)
+        return Check("ok", "judge", f"{judge}: {config.model} will be served by {program}")
     where = config.base_url or "https://api.openai.com/v1"
     try:
         key = read_key(config)

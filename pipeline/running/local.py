@@ -59,7 +59,7 @@ def reproduce(params: Params, name: str, jobs: int, level: str | None = None, le
             done = [pool.submit(runs, made[base], stages) for base, parts in shares.items() for stages in parts]
             failures = [failure for task in [*made.values(), *done] if (failure := task.result())]
         except BaseException:
-            # Ctrl-C, or SIGTERM, has reached the stages too: a judge keeps the replies that it has paid for, then all end.
+            # Ctrl-C or SIGTERM has reached the stages too: a judge keeps the replies that are paid for, then all end.
             pool.shutdown(wait=False, cancel_futures=True)
             print("Waiting for stages to end, and for replies that are paid for.", file=sys.stderr, flush=True)
             end_descendants(GRACE_S)

@@ -279,9 +279,7 @@ def test_a_judge_of_ones_own_in_the_toy_study_is_asked_and_the_rules_are_not(cop
     judges["mine"] = {"model": "m", "base_url": f"{server.url}/v1", "templates": judges["toy_rule"]["templates"]}
     (copy / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     server.answers = {"/v1/models": (200, "{}")}
-    assert lines(doctor(copy, "--study", "toy"), "judge") == [
-        ("ok", f"mine: needs no key, {server.url[7:]} answers")
-    ]
+    assert lines(doctor(copy, "--study", "toy"), "judge") == [("ok", f"mine: needs no key, {server.url[7:]} answers")]
     server.answers = {"/v1/models": (401, "")}
     result = doctor(copy, "--study", "toy")
     assert result.returncode == 1 and "name it in api_key_env" in result.stdout

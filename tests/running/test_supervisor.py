@@ -71,7 +71,7 @@ local.reproduce(params, "study", 1)
 
 
 def test_sigterm_reaches_the_stage_and_waits_for_it(tmp_path):
-    """`kill` of reproduce alone, which a terminal's Ctrl-C is not: DVC and the stage below it are told, and waited for."""
+    """`kill` of reproduce alone, unlike a terminal's Ctrl-C: DVC and the stage below it are told, and waited for."""
     (tmp_path / "stage.py").write_text(STAGE)
     stage = {"cmd": f"{sys.executable} stage.py", "outs": ["drained"]}
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"first": stage}}))
