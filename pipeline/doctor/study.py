@@ -135,7 +135,7 @@ def check_judge(judge: str, config: JudgeConfig) -> Check:
     """Ask the judge's endpoint for its list of models, which costs nothing; look for vllm where it is to serve it."""
     if config.serve is not None:
         try:
-            program = find_vllm()
+            program = find_vllm()[0]
         except UserError as error:
             found, _, remedy = str(error).partition(". ")
             return Check("fail", "judge", f"{judge}: {found}", remedy)

@@ -67,9 +67,10 @@ def test_a_crash_at_the_start_is_said_with_its_words(tmp_path, vllm):
 
 
 def test_a_death_while_it_is_asked_is_the_reason(tmp_path, vllm):
-    vllm("dies")
+    log = vllm("dies clings")
     with pytest.raises(UserError, match=r"status 7; its last words: RuntimeError: Engine core died"):
         judged(tmp_path, max_retries=1)
+    assert gone(starts(log)[0]["processes"]), "vllm#55510: its engine outlives a server that was killed"
 
 
 def test_what_is_not_ready_in_time_is_ended(tmp_path, vllm):
