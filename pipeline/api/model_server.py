@@ -32,6 +32,7 @@ _APART = Path(".venv-vllm/bin/python")
 _HOST = "127.0.0.1"
 _LOOKS_S = 0.5
 _SAYS_S = 30.0
+_ENDING_S = 3.0
 _ANSWER_S = 10.0
 _PORTS = 5  # tries to get a port that nobody takes meanwhile
 _TAKEN = "address already in use"
@@ -52,6 +53,8 @@ def serve_model(judge: str, model: str, how: Serve, name: str) -> Iterator[str]:
             yield f"http://{_HOST}:{port}/v1"
             _check_alive(process, judge, log)
         except UserError:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_ENDING_S)  # a server whose engine has died ends a little after it has refused requests
             _check_alive(process, judge, log)  # then that is the reason
             raise
         finally:
@@ -141,7 +144,7 @@ def _wait(process: subprocess.Popen[bytes], judge: str, start_s: float, port: in
         if now - said > _SAYS_S:
             said = now
             print(
-                f"judge {judge}: not ready after {now - started:.0f} s: {last_words(log)}", file=sys.stderr, flush=True
+                f"judge {judge}: not ready after {now - started:.0f} s: {last_line(log)}", file=sys.stderr, flush=True
             )
         time.sleep(_LOOKS_S)
     version = (_get(port, "/version") or {}).get("version", "of unknown version")
@@ -186,7 +189,13 @@ def _get(port: int, path: str) -> dict[str, Any] | None:
 
 
 def last_words(log: Path) -> str:
-    """The log's last line that is an error, else its last line."""
+    """The log's last line that names an error and the one after it, which often says which; else its last line."""
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-200:] if line.strip()]
-    errors = [line for line in lines if "Error" in line]
-    return one_line((errors or lines or ["nothing"])[-1], 300)
+    last = max((place for place, line in enumerate(lines) if "Error" in line), default=len(lines) - 1)
+    return one_line(" ".join(lines[max(last, 0) : last + 2]) or "nothing", 400)
+
+
+def last_line(log: Path) -> str:
+    """The log's last line."""
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:] if line.strip()]
+    return one_line((lines or ["nothing yet"])[-1], 200)

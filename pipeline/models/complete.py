@@ -49,7 +49,7 @@ def refuse_unread(checkpoint: Checkpoint, config: Any) -> None:
         if not bool((checkpoint.tensor(HEAD) == checkpoint.tensor(EMBEDDINGS)).all()):
             raise UserError(
                 f"{checkpoint.folder}: config.json says that {HEAD} is tied to the embeddings, and the checkpoint "
-                "holds another one, which would be ignored; set tie_word_embeddings to false in it if the head is meant."
+                "holds another one, which would be ignored; set tie_word_embeddings to false if it is meant."
             )
     if left:
         raise UserError(

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.params.load import load_params
-from tests.support.quick_yaml import safe_load
+from tests.support.quick_yaml import safe_dump, safe_load
 
 REPOSITORY = Path(__file__).parents[2]
 PARTS = ("params.yaml", "dvc.yaml", "dvc.lock", "locks", "pyproject.toml", ".gitignore")
@@ -274,10 +274,10 @@ def test_no_network_and_servers_that_hang_are_warnings(copy, server):
 
 
 def test_a_judge_of_ones_own_in_the_toy_study_is_asked_and_the_rules_are_not(copy, server):
-    params = yaml.safe_load((copy / "params.yaml").read_text())
+    params = safe_load((copy / "params.yaml").read_text())
     judges = params["studies"]["toy"]["judges"]
     judges["mine"] = {"model": "m", "base_url": f"{server.url}/v1", "templates": judges["toy_rule"]["templates"]}
-    (copy / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    (copy / "params.yaml").write_text(safe_dump(params, sort_keys=False))
     server.answers = {"/v1/models": (200, "{}")}
     assert lines(doctor(copy, "--study", "toy"), "judge") == [("ok", f"mine: needs no key, {server.url[7:]} answers")]
     server.answers = {"/v1/models": (401, "")}

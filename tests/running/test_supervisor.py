@@ -74,7 +74,7 @@ def test_sigterm_reaches_the_stage_and_waits_for_it(tmp_path):
     """`kill` of reproduce alone, unlike a terminal's Ctrl-C: DVC and the stage below it are told, and waited for."""
     (tmp_path / "stage.py").write_text(STAGE)
     stage = {"cmd": f"{sys.executable} stage.py", "outs": ["drained"]}
-    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"first": stage}}))
+    (tmp_path / "dvc.yaml").write_text(safe_dump({"stages": {"first": stage}}))
     there = environment() | {"PYTHONPATH": str(REPOSITORY)}
     for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
         subprocess.run(command, cwd=tmp_path, env=there, check=True)
