@@ -20,7 +20,7 @@ import psutil
 from pipeline.common.environment import DVC_PROCESS
 from pipeline.common.errors import UserError, with_causes
 from pipeline.common.git import ELSEWHERE
-from pipeline.common.paths import CACHE, refuse_a_linked_folder
+from pipeline.common.paths import CACHE
 from pipeline.common.processes import end_with_parent, lives, path_of_this_python, started
 from pipeline.common.signals import end_gently
 from pipeline.running.progress import Progress
@@ -92,9 +92,8 @@ def is_changed(stage: str) -> bool:
     """Whether DVC finds anything to do for a stage and all that it depends on.
 
     Its files that a kill cut short are set aside: then there is.
-    Raises UserError where DVC cannot tell, as other files of its own are broken, or a folder of outputs is a link.
+    Raises UserError where DVC cannot tell, as other files of its own are broken.
     """
-    refuse_a_linked_folder()
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
 
@@ -246,7 +245,7 @@ def main(arguments: list[str]) -> int:
     from dvc.cli import main as run_dvc
 
     end_with_parent()
-    end_gently(pass_on=True)  # DVC itself ignores Ctrl-C while a stage runs, and stops when that has ended
+    end_gently(pass_on=True)  # DVC ignores Ctrl-C while a stage runs, and stops after it
     os.environ[DVC_PROCESS] = str(os.getpid())  # a shell may stand between this process and a stage's
     check = dvc.rwlock._check_blockers
 
@@ -261,10 +260,7 @@ def main(arguments: list[str]) -> int:
 
 
 def forget_dead(lock: dict[str, Any]) -> None:
-    """Remove from DVC's list of readers and writers, in place, the processes that are not those that are named.
-
-    In a container every process has a small number: after a kill, a new one soon has that of a dead one.
-    """
+    """Remove from DVC's list of readers and writers, in place, those that have ended: others may have their numbers."""
     for path, entry in list(lock["write"].items()):
         if entry and not _is_at_work(entry):
             del lock["write"][path]
