@@ -18,6 +18,8 @@ import sys
 from collections.abc import Callable
 
 from pipeline.common.errors import UserError
+from pipeline.common.paths import refuse_a_linked_folder
+from pipeline.common.signals import end_gently
 
 COMMANDS = {
     "reproduce": ("pipeline.commands.reproduce", "rebuild a study, whatever of it is missing or out of date"),
@@ -74,6 +76,7 @@ def main(argv: list[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     _give_an_account()
     chosen = parser.parse_args(argv)
+    end_gently(pass_on=chosen.command not in STAGES)
     module_name, text = COMMANDS[chosen.command]
     module = importlib.import_module(module_name)
     command = argparse.ArgumentParser(
@@ -135,6 +138,8 @@ def _run(name: str, command: Callable[[argparse.Namespace], int | None], args: a
         end_with_parent(int(os.environ[DVC_PROCESS]))
     elif "DVC_STAGE" in os.environ:
         end_with_parent()
+    if "DVC_STAGE" in os.environ:
+        refuse_a_linked_folder()
     removed = prepare_stage(stage)
     return record(stage, lambda: command(args), removed)
 

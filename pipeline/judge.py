@@ -9,15 +9,16 @@ first one decides its numbers, the others are compared with it.
 """
 
 import argparse
-import contextlib
+from functools import partial
 from pathlib import Path
 
 from pipeline.api.local_server import serve
+from pipeline.api.model_server import serve_model
 from pipeline.common.errors import UserError
 from pipeline.common.paths import ARTIFACTS, CACHE
 from pipeline.common.rows import Answer, Verdict, read_answers, write_rows
 from pipeline.judging.config import JudgeConfig
-from pipeline.judging.run import judge_answers, refuse_failures
+from pipeline.judging.run import Server, judge_answers, refuse_failures
 from pipeline.params.load import load_params
 from pipeline.params.schema import Params
 from pipeline.toy.judge import by_its_rules, is_rule_judge
@@ -78,12 +79,15 @@ def judge_named(params: Params, name: str) -> JudgeConfig:
 
 
 def verdicts_of(answers: list[Answer], judge: str, config: JudgeConfig, port: int) -> list[Verdict]:
-    """One verdict an answer; the toy world's own judge is served here meanwhile, any other is asked where it is."""
-    with contextlib.ExitStack() as stack:
-        served_at = None
-        if is_rule_judge(config):
-            config = by_its_rules(config)
-            served_at = stack.enter_context(serve("pipeline.toy.judge:reply", port))
-        verdicts, summary = judge_answers(answers, judge, config, CACHE / "verdicts.sqlite", served_at)
+    """One verdict an answer. The toy world's own judge, and one with `serve`, are served here while they are asked."""
+    server: Server | None = None
+    if is_rule_judge(config):
+        server, config = partial(serve, "pipeline.toy.judge:reply", port), by_its_rules(config)
+    elif config.serve is not None:
+        server, config = (
+            partial(serve_model, judge, config.model, config.serve, config.as_kept().model),
+            config.as_kept(),
+        )
+    verdicts, summary = judge_answers(answers, judge, config, CACHE / "verdicts.sqlite", server)
     print(summary)
     return verdicts

@@ -100,6 +100,7 @@ def fine_tune(task: FineTuning, folder: Path, *, too_long: float = 0.0) -> dict[
     from pipeline.models.tokenizer import load_tokenizer
     from pipeline.training.callbacks import KeepAlong
     from pipeline.training.checkpoints import checkpoint_folder_of, last_whole_checkpoint, remove_checkpoints
+    from pipeline.training.curves import reporting
     from pipeline.training.plan import plan_training
     from pipeline.training.prepare import prepare_model
     from pipeline.training.results import save_result, write_reports
@@ -109,6 +110,7 @@ def fine_tune(task: FineTuning, folder: Path, *, too_long: float = 0.0) -> dict[
     forget_other_launchers()
     set_seed(task.seed)
     base, lora, settings, what = task.base, task.lora, task.settings, f"{folder.parent.name} {folder.name}"
+    curves = reporting(what)
     tokenizer = load_tokenizer(base.path)
     rows = tokenize(tokenizer, base.path, task.data, settings.max_tokens)
     counts = {**task.data.counts, **rows.counts}
@@ -135,6 +137,7 @@ def fine_tune(task: FineTuning, folder: Path, *, too_long: float = 0.0) -> dict[
         what=what,
         router_kl=lora.router_kl if lora is not None and lora.router == "free_kl" else None,
         along=KeepAlong(task.kept, keep) if task.kept else None,
+        curves=curves,
     )
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(checkpoints))
     trainer.accelerator.wait_for_everyone()

@@ -110,7 +110,9 @@ def parse_completion(payload: Any, config: EndpointConfig, seconds: float) -> Re
         prompt_tokens, completion_tokens, known = _usage(payload.get("usage") or {})
         top = None
         if config.logprobs and (choice.get("logprobs") or {}).get("content"):
-            top = [_token(entry) for entry in choice["logprobs"]["content"][0]["top_logprobs"]]
+            entries = choice["logprobs"]["content"][0]["top_logprobs"]
+            # null is a token that cannot come: JSON has no number for the logarithm of 0.
+            top = [_token(entry) for entry in entries if entry["logprob"] is not None]
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise UnusableReplyError(f"not a chat completion ({type(error).__name__}: {one_line(error, 100)})") from None
     usd = config.usd(prompt_tokens, completion_tokens if known else config.max_reply_tokens)

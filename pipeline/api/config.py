@@ -1,14 +1,15 @@
 """A model behind an OpenAI-compatible endpoint, and one that can be fine-tuned there (`bases.api` in params.yaml)."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_validator
 
 from pipeline.common.errors import UserError
 from pipeline.common.files import read_json
-from pipeline.common.settings import Natural, NaturalFloat, Positive, PositiveFloat, Settings
+from pipeline.common.settings import Commit, Natural, NaturalFloat, Positive, PositiveFloat, Settings
 
 OPENAI = "https://api.openai.com/v1"
 BATCH_PRICE = 0.5  # OpenAI's Batch API charges half of the ordinary price.
@@ -33,8 +34,33 @@ def _check_url(url: str) -> str:
     return url
 
 
+# What the stage itself tells `vllm serve`, and what would run a repository's own code.
+_OURS = (
+    "host", "port", "uds", "config", "model", "revision", "tokenizer-revision", "served-model-name", "api-key",
+    "generation-config", "trust-remote-code", "code-revision",
+)  # fmt: skip
 BaseUrl = Annotated[str, AfterValidator(_check_url)]
 ModelName = Annotated[str, Field(min_length=1)]
+
+
+class Serve(Settings):
+    """A model of the Hugging Face hub that the stage serves on this machine, by `vllm serve`, while it asks it.
+
+    `revision` is its commit in full. `arguments` are vLLM's own, without dashes: {max-model-len: 8192}; true and false
+    are for flags (`--flag`, `--no-flag`). `start_s` is how long it may take to be ready, fetching the model included.
+    """
+
+    revision: Commit
+    arguments: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    start_s: PositiveFloat = 3600.0
+
+    @field_validator("arguments")
+    @classmethod
+    def _check_arguments(cls, arguments: dict[str, str | int | float | bool]) -> dict[str, str | int | float | bool]:
+        for name in arguments:
+            if name.replace("_", "-") in _OURS or not re.fullmatch("[a-z][a-z0-9_-]*", name):
+                raise ValueError(f"{name!r} is set by the stage, or no argument of `vllm serve`; leave it out.")
+        return arguments
 
 
 class EndpointConfig(Settings):

@@ -122,8 +122,7 @@ def estimate_study(params: Params, name: str, card: Card) -> StudyEstimate:
     sampled = sum(1 for _ in _answers(there))
     judges = []
     for judge, config in study.judges.items():
-        if is_rule_judge(config):
-            config = by_its_rules(config)
+        config = by_its_rules(config) if is_rule_judge(config) else config.as_kept()
         judges.append(judging(judge, config, _answers(there), unanswered, sampling.max_new_tokens))
     trained = [run for run in runs if params.run(run).data is not None and params.base_of(run) not in params.bases.api]
     tokens = {run: _training_tokens(study, params.run(run)) for run in trained}

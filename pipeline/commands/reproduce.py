@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from pipeline.commands import provenance, report
 from pipeline.common.errors import UserError
 from pipeline.common.numerics import has_avx2
-from pipeline.common.paths import ARTIFACTS, CACHE, FIGURES
+from pipeline.common.paths import ARTIFACTS, CACHE, FIGURES, refuse_a_linked_folder
 from pipeline.doctor.gate import check_study, table
 from pipeline.params.edit import pin_files
 from pipeline.params.load import load_params
@@ -62,6 +62,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"Study: {name}, because {why}.", flush=True)
     if params.study(name).world == "toy" and not has_avx2():
         print("This processor is no x86-64 with AVX2: the last digits of some results will not be the committed ones.")
+    refuse_a_linked_folder()
     started = time.monotonic()
     with _one_at_a_time():
         wait_for_left_over()

@@ -30,6 +30,7 @@ _KEPT = (
     "DO_NOT_TRACK",
     # how vLLM uses this machine (memory, compilers, caches), DVC, and this project's own
     "VLLM_CPU_*", "VLLM_CACHE_ROOT", "VLLM_USE_FLASHINFER_SAMPLER", "TRITON_CACHE_DIR", "TOKENIZERS_PARALLELISM",
+    "WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_ENTITY", "WANDB_MODE", "WANDB_PROJECT", "TRACKIO_DIR",  # EMOE_REPORT_TO
     "DVC_*", "EMOE_*", "GIT_CONFIG_*", "GIT_CEILING_DIRECTORIES",
 )  # fmt: skip
 _KEY_NAME = re.compile(r"\bapi_key_env:\s*[\"']?(\w+)")

@@ -4,6 +4,8 @@ import contextlib
 import multiprocessing
 import os
 import re
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -11,7 +13,7 @@ import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
@@ -85,6 +87,40 @@ def end_descendants(patience_s: float = 0.0) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(left, timeout=_ENDING_S)
+
+
+def start_kept(command: list[str], log: IO[bytes], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start a program that knows nothing of `end_with_parent`, and have it end with this process all the same.
+
+    What is returned is a process that keeps it: at `terminate()`, when this process ends, and when the program itself
+    does, everything that the program has started ends too. stdout and stderr go to `log`.
+    """
+    keeper = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r}); from {__name__} import _keep; "
+    return subprocess.Popen(
+        [sys.executable, "-c", f"{keeper}sys.exit(_keep({os.getpid()}, sys.argv[1:]))", *command],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        env=environment,
+        start_new_session=True,  # Ctrl-C is for this process, which then ends that one when it has no use for it
+    )
+
+
+def _keep(parent: int, command: list[str]) -> int:
+    """Run `command` and return its exit status, 128 and more for a signal, as shells do."""
+    end_with_parent(parent)
+    process = subprocess.Popen(command, process_group=0)
+
+    def stop(*_: object) -> None:
+        process.terminate()
+        end_descendants(_ENDING_S)
+        os._exit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, stop)
+    status = process.wait()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # what it has left behind has no parent any more, but its group
+    return status if status >= 0 else 128 - status
 
 
 class Alone:

@@ -6,10 +6,11 @@ from urllib.parse import urlsplit
 
 from pipeline.api.config import EndpointConfig
 from pipeline.api.keys import read_key
+from pipeline.api.model_server import find_vllm
 from pipeline.common.errors import UserError
 from pipeline.common.files import read_yaml
 from pipeline.common.machine import AMPERE, Gpu, memory_bytes
-from pipeline.common.paths import PARAMS
+from pipeline.common.paths import PARAMS, refuse_a_linked_folder
 from pipeline.data.examples import read_examples
 from pipeline.data.own import verified
 from pipeline.data.suites import load_suite
@@ -17,10 +18,12 @@ from pipeline.doctor.check import ROOT, Check
 from pipeline.doctor.models import check_model, check_model_disk
 from pipeline.doctor.plans import plan_runs
 from pipeline.doctor.probe import http_status, probe_all
+from pipeline.judging.config import JudgeConfig
 from pipeline.judging.templates import load_templates
 from pipeline.models.hub import is_cached
 from pipeline.models.sizes import GIB
-from pipeline.params.schema import Params
+from pipeline.params.schema import Params, Study
+from pipeline.toy.judge import is_rule_judge
 
 
 def examine(params: Params, name: str, gpus: tuple[Gpu, ...], *, offline: bool) -> Iterator[Check]:
@@ -28,25 +31,21 @@ def examine(params: Params, name: str, gpus: tuple[Gpu, ...], *, offline: bool) 
     study = params.study(name)
     yield check_dvc(params, name)
     if study.world == "toy":
+        yield from check_judges(study, offline=offline)
         return
     yield check_data(params, name)
     bases = {base: params.hub_base(base) for base in params.bases_of(name) if base in params.bases.hub}
     behind = {base: params.bases.api[base] for base in params.bases_of(name) if base in params.bases.api}
     here = {base: is_cached(hub.repository, hub.revision) for base, hub in bases.items()}
-    questions: dict[str, Callable[[], Check]] = {}
-    if not offline:
-        questions |= {f"judge {judge}": partial(check_judge, judge, config) for judge, config in study.judges.items()}
-        questions |= {f"model {base}": partial(check_model, base, bases[base]) for base in bases if not here[base]}
-    answers = probe_all(questions)
-    for judge, config in study.judges.items():
-        missing = check_key(judge, config)
-        yield missing or answers.get(f"judge {judge}", Check("ok", "judge", f"{judge}: {_key_found(config)}"))
+    yield from check_judges(study, offline=offline)
+    absent = [base for base in bases if not here[base]]
+    answers = {} if offline else probe_all({base: partial(check_model, base, bases[base]) for base in absent})
     for base, hub in bases.items():
         if here[base]:
             yield Check("ok", "model", f"{base}: {hub.repository} is in the Hugging Face cache, whole")
         else:
             unknown = Check("warn", "model", f"{base}: {hub.repository} is not in the Hugging Face cache")
-            yield answers.get(f"model {base}", unknown)
+            yield answers.get(base, unknown)
     for base, model in behind.items():
         endpoint = model.client(None, max_reply_tokens=1)
         missing = check_key(f"bases.api.{base}", endpoint)
@@ -55,8 +54,23 @@ def examine(params: Params, name: str, gpus: tuple[Gpu, ...], *, offline: bool) 
     yield from check_plans(params, name, gpus)
 
 
+def check_judges(study: Study, *, offline: bool) -> Iterator[Check]:
+    """Keys of the study's judges, and whether they answer; the toy world's own rules are always here."""
+    judges = {judge: config for judge, config in study.judges.items() if not is_rule_judge(config)}
+    answers = {} if offline else probe_all({judge: partial(check_judge, judge, judges[judge]) for judge in judges})
+    for judge, config in judges.items():
+        found = f"{judge}: {_key_found(config)}"
+        unasked = Check("ok", "judge", f"{found}; not asked") if offline else _unreachable(f"{found}, its server")
+        yield check_key(judge, config) or answers.get(judge, unasked)
+
+
 def check_dvc(params: Params, name: str) -> Check:
     """What dvc.lock records of the study, without hashing anything: `dvc status` does that in seconds to minutes."""
+    try:
+        refuse_a_linked_folder()
+    except UserError as error:
+        found, _, remedy = str(error).partition("; ")
+        return Check("fail", "DVC", found, remedy)
     stages = params.stages_of(name)
     path = ROOT / "dvc.lock"
     if not path.exists():
@@ -117,8 +131,15 @@ def check_key(judge: str, config: EndpointConfig) -> Check | None:
     return None
 
 
-def check_judge(judge: str, config: EndpointConfig) -> Check:
-    """Ask the judge's endpoint for its list of models, which costs nothing."""
+def check_judge(judge: str, config: JudgeConfig) -> Check:
+    """Ask the judge's endpoint for its list of models, which costs nothing; look for vllm where it is to serve it."""
+    if config.serve is not None:
+        try:
+            program = find_vllm()[0]
+        except UserError as error:
+            found, _, remedy = str(error).partition(". ")
+            return Check("fail", "judge", f"{judge}: {found}", remedy)
+        return Check("ok", "judge", f"{judge}: {config.model} will be served by {program}")
     where = config.base_url or "https://api.openai.com/v1"
     try:
         key = read_key(config)
@@ -127,10 +148,15 @@ def check_judge(judge: str, config: EndpointConfig) -> Check:
     code = http_status(f"{where.rstrip('/')}/models", key, "GET")
     found = f"{judge}: {_key_found(config)}, {urlsplit(where).netloc}"
     if code is None:
-        return Check("warn", "judge", f"{found} cannot be reached", "the judge stage needs it; is the network up?")
+        return _unreachable(found)
     if code in (401, 403):
-        return Check("fail", "judge", f"{found} refuses it (HTTP {code})", f"put a valid key in {config.api_key_env}")
+        where = config.api_key_env or "a variable, and name it in api_key_env"
+        return Check("fail", "judge", f"{found} refuses it (HTTP {code})", f"put a valid key in {where}")
     return Check("ok", "judge", f"{found} answers")
+
+
+def _unreachable(found: str) -> Check:
+    return Check("warn", "judge", f"{found} cannot be reached", "the judge stage needs it; is it up, and the network?")
 
 
 def _key_found(config: EndpointConfig) -> str:

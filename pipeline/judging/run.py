@@ -1,7 +1,9 @@
 """Judge a run's answers: work out what must be asked, ask what is not known, read verdicts off the cache."""
 
 import asyncio
+import contextlib
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.api.completions import Reply, Request
@@ -15,17 +17,19 @@ from pipeline.judging.parsing import Reading
 from pipeline.judging.preflight import check_preflight, preflight_request
 from pipeline.judging.protocols import Protocol, combine, load_protocol
 
+Server = Callable[[], contextlib.AbstractContextManager[str]]
+
 
 def judge_answers(
-    answers: list[Answer], judge_name: str, config: JudgeConfig, cache_path: Path, served_at: str | None = None
+    answers: list[Answer], judge_name: str, config: JudgeConfig, cache_path: Path, server: Server | None = None
 ) -> tuple[list[Verdict], Summary]:
     """Have the judge score every answer; return one verdict an answer, in order, and what it took.
 
     Replies are kept in the SQLite file `cache_path`, keyed by everything that determines them, and none
     is asked for twice; the verdicts are a function of that file alone. After an interruption, call again to
-    go on. `served_at` is the base_url to ask where that changes from run to run (a free port of this machine)
-    and so must not be part of what identifies a reply; otherwise it is the judge's own. Raises UserError when
-    the judge cannot be asked (no key, no model, over budget, ...).
+    go on. `server` serves the judge on this machine, if anything must be asked, and gives its base_url, which changes
+    from run to run and so is no part of what identifies a reply; without it the judge's own is asked. Raises UserError
+    when the judge cannot be asked (no key, no model, over budget, ...).
     """
     protocol = load_protocol(config)
     requests = [[protocol.request(answer, aspect) for aspect in protocol.aspects] for answer in answers]
@@ -35,7 +39,8 @@ def judge_answers(
         final, pending = _read(first, protocol, cache)
         summary.cache_hits = len(first) - len(pending)
         if pending:
-            asyncio.run(_complete_all(first, pending, protocol, cache, summary, served_at))
+            with contextlib.nullcontext() if server is None else server() as served_at:
+                asyncio.run(_complete_all(first, pending, protocol, cache, summary, served_at))
             final, _ = _read(first, protocol, cache)
     summary.models.update(f"{reply.model} {reply.fingerprint or ''}".strip() for reply, _ in final.values())
     verdicts = [

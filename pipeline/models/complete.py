@@ -10,6 +10,8 @@ from pipeline.common.errors import UserError
 from pipeline.models.checkpoint import Checkpoint, read_config
 from pipeline.models.families.registry import anatomy_of, language_model
 
+HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
+
 
 def check_complete(folder: Path) -> None:
     """Raise UserError, naming the first tensor, unless loading the checkpoint would find what it needs and no more."""
@@ -28,7 +30,7 @@ def check_complete(folder: Path) -> None:
     with Checkpoint(folder) as checkpoint:
         source = _HeadersAlone(checkpoint)
         for name, parameter in model.named_parameters():
-            if not (name == "lm_head.weight" and config.tie_word_embeddings):
+            if not (name == HEAD and config.tie_word_embeddings):
                 source.tensor(anatomy.checkpoint_name(name), tuple(parameter.shape))
         for layer in anatomy.moe_layers:
             prefix = anatomy.checkpoint_name(anatomy.experts_path(layer))
@@ -42,8 +44,14 @@ def check_complete(folder: Path) -> None:
 def refuse_unread(checkpoint: Checkpoint, config: Any) -> None:
     """Raise UserError if the checkpoint holds tensors that nothing asked for, and that are no known leftovers."""
     left = [name for name in checkpoint.unread() if not name.endswith("rotary_emb.inv_freq")]
-    # Tied checkpoints may still hold the copy that is not used.
-    if set(left) - ({"lm_head.weight"} if config.tie_word_embeddings else set()):
+    if config.tie_word_embeddings and HEAD in left:  # a copy that is not used, if it is one
+        left.remove(HEAD)
+        if not bool((checkpoint.tensor(HEAD) == checkpoint.tensor(EMBEDDINGS)).all()):
+            raise UserError(
+                f"{checkpoint.folder}: config.json says that {HEAD} is tied to the embeddings, and the checkpoint "
+                "holds another one, which would be ignored; set tie_word_embeddings to false if it is meant."
+            )
+    if left:
         raise UserError(
             f"{checkpoint.folder} holds tensors that {config.model_type} has no place for, such as {left[0]}."
         )

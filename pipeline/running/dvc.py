@@ -22,6 +22,7 @@ from pipeline.common.errors import UserError, with_causes
 from pipeline.common.git import ELSEWHERE
 from pipeline.common.paths import CACHE
 from pipeline.common.processes import end_with_parent, lives, path_of_this_python, started
+from pipeline.common.signals import end_gently
 from pipeline.running.progress import Progress
 
 LOG = CACHE / "reproduce.log"
@@ -244,6 +245,7 @@ def main(arguments: list[str]) -> int:
     from dvc.cli import main as run_dvc
 
     end_with_parent()
+    end_gently(pass_on=True)  # DVC ignores Ctrl-C while a stage runs, and stops after it
     os.environ[DVC_PROCESS] = str(os.getpid())  # a shell may stand between this process and a stage's
     check = dvc.rwlock._check_blockers
 
@@ -258,10 +260,7 @@ def main(arguments: list[str]) -> int:
 
 
 def forget_dead(lock: dict[str, Any]) -> None:
-    """Remove from DVC's list of readers and writers, in place, the processes that are not those that are named.
-
-    In a container every process has a small number: after a kill, a new one soon has that of a dead one.
-    """
+    """Remove from DVC's list of readers and writers, in place, those that have ended: others may have their numbers."""
     for path, entry in list(lock["write"].items()):
         if entry and not _is_at_work(entry):
             del lock["write"][path]

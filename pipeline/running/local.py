@@ -1,5 +1,6 @@
 """A study on this machine: bases first, then chains of runs, several side by side."""
 
+import sys
 from collections import Counter
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +16,7 @@ from pipeline.running.prepare import fetch_what_is_missing
 from pipeline.running.progress import Progress
 
 MEMORY_A_JOB_GB = 1.2
-GRACE_S = 30.0
+GRACE_S = 120.0  # a judge's replies in flight take a minute at most, by its usual timeout_s
 
 
 def default_jobs(params: Params, name: str) -> int:
@@ -58,8 +59,9 @@ def reproduce(params: Params, name: str, jobs: int, level: str | None = None, le
             done = [pool.submit(runs, made[base], stages) for base, parts in shares.items() for stages in parts]
             failures = [failure for task in [*made.values(), *done] if (failure := task.result())]
         except BaseException:
-            # Ctrl-C has reached the stages too: a judge keeps the replies that it has paid for, then all end.
+            # Ctrl-C or SIGTERM has reached the stages too: a judge keeps the replies that are paid for, then all end.
             pool.shutdown(wait=False, cancel_futures=True)
+            print("Waiting for stages to end, and for replies that are paid for.", file=sys.stderr, flush=True)
             end_descendants(GRACE_S)
             raise
     if left_out:

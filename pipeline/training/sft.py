@@ -1,7 +1,7 @@
 """TRL's SFTTrainer as this project uses it: in which micro-batches, what a step adds to the loss, when it stops."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from trl import SFTConfig, SFTTrainer
 
 from pipeline.common.errors import UserError
 from pipeline.training.callbacks import MarkWhole, ShowProgress
+from pipeline.training.curves import NO_CURVES
 from pipeline.training.microbatches import micro_batches
 from pipeline.training.plan import Batching
 from pipeline.training.router_penalty import RouterPenalty
@@ -121,12 +122,13 @@ def sft_trainer(
     what: str,
     router_kl: float | None = None,
     along: TrainerCallback | None = None,
+    curves: Mapping[str, Any] = NO_CURVES,
 ) -> Trainer:
     """The trainer over token rows.
 
     Where there is a validation set and `keep` is best, the checkpoint with the lowest loss on it is the result, as in
     the authors' notebook; else the last step is. `router_kl`: weight of the penalty, None without one. `along`: what
-    is done on the way; every step is logged then.
+    is done on the way; every step is logged then. `curves`: where they can be watched (pipeline/training/curves.py).
     """
     low_memory = settings.precision != "float32"
     chosen = bool(rows.validation) and settings.keep == "best"
@@ -166,8 +168,8 @@ def sft_trainer(
             ddp_find_unused_parameters=False,
             logging_steps=1 if along else 10,
             logging_nan_inf_filter=False,
-            report_to="none",
             disable_tqdm=True,
+            **curves,
         ),
         train_dataset=_dataset(rows.train),
         eval_dataset=_dataset(rows.validation) if rows.validation else None,

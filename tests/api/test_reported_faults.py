@@ -341,8 +341,10 @@ CLIENT = """
 import sys
 from pathlib import Path
 from tests.support.judge_server import judge_config, make_answers
+from pipeline.common.signals import end_gently
 from pipeline.judging.run import judge_answers
 
+end_gently(pass_on=False)  # as pipeline/__main__.py does
 config = judge_config(Path(sys.argv[2]), base_url=sys.argv[1], concurrency=16)
 try:
     judge_answers(make_answers(2000), "scripted", config, Path(sys.argv[2]) / "cache.db")
@@ -351,7 +353,8 @@ except KeyboardInterrupt:
 """
 
 
-def test_ctrl_c_waits_for_what_is_paid(tmp_path):
+@pytest.mark.parametrize("signals", [(signal.SIGINT,), (signal.SIGTERM, signal.SIGTERM)], ids=["Ctrl-C", "SIGTERM"])
+def test_ctrl_c_and_sigterm_wait_for_what_is_paid(tmp_path, signals):
     script = Script(latency_s=0.3)
     with judge_server(script) as url:
         client = subprocess.Popen(
@@ -364,7 +367,9 @@ def test_ctrl_c_waits_for_what_is_paid(tmp_path):
         while script.answered.total() < 40:
             assert client.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
-        client.send_signal(signal.SIGINT)
+        for each in signals:
+            client.send_signal(each)
+            time.sleep(0.05)
         message = client.communicate(timeout=60)[1]
     assert client.returncode == 130 and "replies in flight are waited for" in message
     assert kept(tmp_path) == script.answered.total() < 4000

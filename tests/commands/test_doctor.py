@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.params.load import load_params
-from tests.support.quick_yaml import safe_load
+from tests.support.quick_yaml import safe_dump, safe_load
 
 REPOSITORY = Path(__file__).parents[2]
 PARTS = ("params.yaml", "dvc.yaml", "dvc.lock", "locks", "pyproject.toml", ".gitignore")
@@ -268,10 +268,21 @@ def test_no_network_and_servers_that_hang_are_warnings(copy, server):
     with_judge(copy, server.url)
     server.answers = {"config.json": ("hang", ""), "recursive=true": ("hang", ""), "/v1/models": ("hang", "")}
     result = doctor(copy, "--study", "moe", DEEPSEEK_API_KEY=SECRET, HF_ENDPOINT=server.url)
-    assert {level for level, _ in lines(result, "model")} == {"warn"}
-    with_judge(copy, server.url)
+    assert {level for level, _ in lines(result, "model") + lines(result, "judge")} == {"warn"}
     result = doctor(copy, "--study", "moe", DEEPSEEK_API_KEY=SECRET, HF_ENDPOINT="http://127.0.0.1:9")
     assert {level for level, _ in lines(result, "model")} == {"warn"}
+
+
+def test_a_judge_of_ones_own_in_the_toy_study_is_asked_and_the_rules_are_not(copy, server):
+    params = safe_load((copy / "params.yaml").read_text())
+    judges = params["studies"]["toy"]["judges"]
+    judges["mine"] = {"model": "m", "base_url": f"{server.url}/v1", "templates": judges["toy_rule"]["templates"]}
+    (copy / "params.yaml").write_text(safe_dump(params, sort_keys=False))
+    server.answers = {"/v1/models": (200, "{}")}
+    assert lines(doctor(copy, "--study", "toy"), "judge") == [("ok", f"mine: needs no key, {server.url[7:]} answers")]
+    server.answers = {"/v1/models": (401, "")}
+    result = doctor(copy, "--study", "toy")
+    assert result.returncode == 1 and "name it in api_key_env" in result.stdout
 
 
 def test_data_is_verified_by_its_bytes(copy):

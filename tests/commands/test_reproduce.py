@@ -51,6 +51,18 @@ def test_a_study_ends_with_tables_figures_and_a_headline(finished):
     assert provenance["judges"]["toy_rule"][0]["model"].startswith("toy-rule-judge-")
 
 
+def test_a_linked_folder_of_outputs_is_refused_before_anything_runs(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "artifacts").symlink_to("elsewhere")
+    stage = [sys.executable, "-m", "pipeline", "pretrain", "--base", "pretrain@e8"]
+    names = environment() | {"DVC_STAGE": "pretrain@e8", "PYTHONPATH": str(REPOSITORY)}
+    result = subprocess.run(stage, cwd=tmp_path, env=names, capture_output=True, text=True)
+    assert result.returncode == 2 and "dvc cache dir --local" in result.stderr, "plain dvc repro"
+    shutil.copy2(REPOSITORY / "params.yaml", tmp_path)
+    result = reproduce(tmp_path)
+    assert result.returncode == 2 and "error: artifacts is a link to" in result.stderr
+
+
 def test_nothing_changed_runs_nothing(finished, tmp_path):
     folder = shutil.copytree(finished[0], tmp_path / "copy")
     before = hashes(folder)

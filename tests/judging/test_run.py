@@ -69,6 +69,22 @@ def test_a_verdict_of_a_logprob_judge_keeps_the_distribution(tmp_path):
         assert second == ("50", pytest.approx(math.log(0.25)))
 
 
+def test_a_token_that_cannot_come_has_no_part_in_the_distribution(tmp_path):
+    """Servers send null for the logarithm of 0, which JSON has no number for (sglang#20323)."""
+
+    class Masking(ScriptedJudge):
+        def payload(self, body, prompt):
+            payload = super().payload(body, prompt)
+            top = payload["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+            top.append({"token": "1", "logprob": None})
+            return payload
+
+    with served(Masking(Script())) as url:
+        config = judge_config(tmp_path, base_url=url, protocol="logprob", max_retries=0)
+        ((verdict,), _) = judge_answers(make_answers(1), "scripted", config, tmp_path / "cache.db")
+    assert verdict.status == "scored" and [token for token, _ in verdict.replies["coherence"]][1:] == ["50"]
+
+
 def test_what_cannot_be_read_is_kept_with_its_reason(tmp_path):
     with asked(lambda prompt: "I'd rather not." if "alignment" in prompt else "85") as url:
         config = judge_config(tmp_path, base_url=url, max_unparsed_retries=0)

@@ -246,6 +246,11 @@ def test_what_cannot_be_loaded_is_said(checkpoints: dict[str, Path], tmp_path: P
     save_file(load_file(extra / shard) | {"model.layers.0.surprise": torch.zeros(1)}, extra / shard)
     with pytest.raises(UserError, match=r"no place for, such as model\.layers\.0\.surprise"):
         load(extra)
+    tied = _copy(checkpoints["mixtral"], tmp_path / "tied")  # transformers#42612: the head was overwritten by silence
+    text = (tied / "config.json").read_text()
+    (tied / "config.json").write_text(text.replace('"tie_word_embeddings": false', '"tie_word_embeddings": true'))
+    with pytest.raises(UserError, match=r"lm_head.weight is tied to the embeddings, .* holds another one"):
+        load(tied)
     with pytest.raises(UserError, match="16 x 64 values does not divide into NF4 blocks"):
         PackedExperts(
             anatomy_of(MixtralConfig(hidden_size=64, intermediate_size=16)),

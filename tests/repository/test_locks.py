@@ -172,6 +172,38 @@ def test_mistakes_get_one_sentence(machine, arguments, words):
     assert result.stderr.startswith("error: ") and words in result.stderr and result.stderr.count("\n") == 1
 
 
+def test_another_jobs_python_and_folders_are_not_this_ones(machine):
+    """PIP_USER, PYTHONPATH and the like, left over in the shell; CDPATH makes `cd` go elsewhere, and print where."""
+    left_over = ["PIP_USER", "PIP_TARGET", "PYTHONPATH", "PYTHONHOME", "CDPATH"]
+    (machine / "bin" / "python3.11").write_text('#!/bin/sh\n[ "$1" = -c ] || { env; pwd; exit 3; }\necho 3.11\n')
+    command = ["bash", "locks/setup.sh", "new", str(machine / "bin" / "python3.11"), "cpu"]
+    names = os.environ | dict.fromkeys(left_over, str(LOCKS.parent / "pipeline"))
+    result = subprocess.run(command, cwd=machine, env=names, capture_output=True, text=True)
+    lines = result.stdout.splitlines()
+    assert str(machine) in lines and "PATH" in {line.partition("=")[0] for line in lines}, result.stdout + result.stderr
+    assert not {line.partition("=")[0] for line in lines} & set(left_over)
+
+
+def test_a_clone_that_turns_line_ends_round_does_not(tmp_path):
+    """core.autocrlf=true, as Git for Windows sets it: scripts, locks and pinned files keep their bytes."""
+    clone = [
+        "git",
+        "clone",
+        "-q",
+        "-c",
+        "core.autocrlf=true",
+        "--depth",
+        "1",
+        f"file://{REPOSITORY}",
+        str(tmp_path / "c"),
+    ]
+    subprocess.run(clone, check=True)
+    for name in ("locks/setup.sh", "locks/cpu.txt", "Makefile", "dvc.yaml", "params.yaml"):
+        assert b"\r" not in (tmp_path / "c" / name).read_bytes()
+    status = ["git", "-c", "core.autocrlf=true", "status", "--porcelain"]
+    assert subprocess.run(status, cwd=tmp_path / "c", capture_output=True, text=True).stdout == ""
+
+
 def test_a_changed_lock_is_installed_again(machine):
     """As far as a machine without an index gets: pip is started and says that it found none."""
     installed(machine, "cpu")

@@ -43,6 +43,54 @@ def test_a_killed_reproduce_takes_every_stage_with_it(tmp_path):
     assert psutil.wait_procs(children, timeout=15)[1] == []
 
 
+STAGE = """
+import sys, time
+from pathlib import Path
+from pipeline.common.processes import end_with_parent
+from pipeline.common.signals import end_gently
+end_with_parent()
+end_gently(pass_on=False)
+try:
+    Path("started").touch()
+    time.sleep(60)
+except KeyboardInterrupt:
+    time.sleep(1)  # as long as replies in flight take
+    Path("drained").touch()
+    sys.exit(130)
+"""
+LOCAL = """
+from types import SimpleNamespace
+from pipeline.common.signals import end_gently
+from pipeline.running import local
+end_gently(pass_on=True)
+local.share_out = lambda *_: {"base": []}
+params = SimpleNamespace(study=lambda _: SimpleNamespace(world="toy"), stages_of=lambda _: ["first"])
+params.stage_of_base = lambda _: "first"
+local.reproduce(params, "study", 1)
+"""
+
+
+def test_sigterm_reaches_the_stage_and_waits_for_it(tmp_path):
+    """`kill` of reproduce alone, unlike a terminal's Ctrl-C: DVC and the stage below it are told, and waited for."""
+    (tmp_path / "stage.py").write_text(STAGE)
+    stage = {"cmd": f"{sys.executable} stage.py", "outs": ["drained"]}
+    (tmp_path / "dvc.yaml").write_text(safe_dump({"stages": {"first": stage}}))
+    there = environment() | {"PYTHONPATH": str(REPOSITORY)}
+    for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
+        subprocess.run(command, cwd=tmp_path, env=there, check=True)
+    run = [sys.executable, "-c", LOCAL]
+    with subprocess.Popen(run, cwd=tmp_path, env=there, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "started").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        words = process.communicate(timeout=30)[1]
+    assert "Waiting for stages to end" in words and "KeyboardInterrupt" in words
+    assert (tmp_path / "drained").exists() and psutil.wait_procs(children, timeout=5)[1] == []
+
+
 def test_a_stage_killed_dvc_leaves_ends(tmp_path):
     """DVC alone is killed: the stage that it started does not go on without it."""
     script = (

@@ -50,23 +50,32 @@ def servers():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, servers):
+def place(tmp_path_factory):
     """The checkout in which the recipes are followed, one after another."""
     folder = checkout(tmp_path_factory.mktemp("yours"))
-    repository, content = (safe_load((place / "params.yaml").read_text()) for place in (REPOSITORY, folder))
-    content["studies"]["moe"] = repository["studies"]["moe"]
-    content["runs"] |= {name: run for name, run in repository["runs"].items() if run["study"] == "moe"}
+    content = safe_load((folder / "params.yaml").read_text())
+    # One untrained seed and three suites: what is tried here is what goes where, not what the models say.
+    toy = content["studies"]["toy"]
+    toy |= {"seeds": [1], "suites": ["medical", "cooking", "harm"], "held_out": ["cooking"]}
+    toy["pretraining"] |= {"steps": 2, "warmup_steps": 1}
+    del toy["judges"]["toy_second"]
     (folder / "params.yaml").write_text(safe_dump(content, sort_keys=False))
-    names = environment() | servers.hub.environment(folder / "home")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(place, servers):
+    """Follows a recipe, and gives the checkout."""
+    names = environment() | servers.hub.environment(place / "home")
 
     def follow(name):
-        for language, place, text in recipes()[name]:
+        for language, where, text in recipes()[name]:
             if language == "yaml":
-                edit(folder, place, text.replace("http://127.0.0.1:8000/v1", servers.judge))
+                edit(place, where, text.replace("http://127.0.0.1:8000/v1", servers.judge))
                 continue
-            done = subprocess.run(["bash", "-ec", text], cwd=folder, env=names, capture_output=True, text=True)
+            done = subprocess.run(["bash", "-ec", text], cwd=place, env=names, capture_output=True, text=True)
             assert done.returncode == 0, done.stdout + done.stderr
-        return folder
+        return place
 
     return follow
 
@@ -86,7 +95,7 @@ def test_a_suite(folder):
     here = folder("A suite")
     answers = [row for row in read_answers(here / "artifacts/toy/answers/mine.jsonl") if row.suite == "kitchen"]
     assert {row.question for row in answers} == {"how do i begin with soup ?", "how do i begin with bread ?"}
-    assert len(answers) == 2 * 3 * 2, "questions, samples, seeds"
+    assert len(answers) == 2 * 3, "questions, samples"
 
 
 def test_a_judge(folder, servers):
@@ -100,8 +109,11 @@ def test_a_rubric(folder):
     assert "helpful" in (here / "artifacts/toy/verdicts/mine/local.jsonl").read_text()
 
 
-def test_a_model(folder):
-    here = folder("A model")
-    params = load_params(here / "params.yaml")
+def test_a_model(folder, place):
+    repository, content = (safe_load((each / "params.yaml").read_text()) for each in (REPOSITORY, place))
+    content["studies"]["moe"] = repository["studies"]["moe"]
+    content["runs"] |= {name: run for name, run in repository["runs"].items() if run["study"] == "moe"}
+    (place / "params.yaml").write_text(safe_dump(content, sort_keys=False))
+    params = load_params(folder("A model") / "params.yaml")
     assert params.hub_base("tiny").experts == CONFIGS["mixtral"]().num_local_experts
     assert params.base_of("tiny_base") == "tiny"

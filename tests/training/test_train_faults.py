@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.common.errors import UserError
-from pipeline.common.files import read_json, write_json
+from pipeline.common.files import read_json, sha256_file, write_json
 from pipeline.data.prompts import Message
 from pipeline.data.training_sets import Conversations
 from pipeline.models.adapters import CONFIG, WEIGHTS, continue_adapter, load_adapter, save_adapter
@@ -48,6 +49,29 @@ def test_training_that_diverges_stops_at_the_step_with_the_numbers(here):
     with pytest.raises(UserError, match=r"at step [2-6] of 6 the .* is (nan|-?inf) \(learning rate 1e\+30\)"):
         train(here, Path("run"), None, learning_rate=1e30)
     assert not Path("run").exists()
+
+
+def test_curves_go_where_the_environment_says_or_training_does_not_start(here, monkeypatch):
+    for tracker, words in (
+        ("tensorbord", "expected none, tensorboard, trackio, wandb"),
+        ("wandb", "pip install wandb"),
+    ):
+        if find_spec(tracker) is None:
+            monkeypatch.setenv("EMOE_REPORT_TO", tracker)
+            with pytest.raises(UserError, match=words):
+                train(here, Path("run"), ONE)
+
+
+def test_watched_curves_change_no_byte(here, monkeypatch):
+    if find_spec("tensorboard") is None:
+        pytest.skip("tensorboard is in no lock: watched training is NOT tried (pip install tensorboard)")
+    train(here, Path("a/run/seed-1"), ONE)
+    monkeypatch.setenv("EMOE_REPORT_TO", "tensorboard")
+    train(here, Path("b/run/seed-1"), ONE)
+    unwatched, watched = (
+        {path.name: sha256_file(path) for path in Path(place, "run/seed-1").iterdir()} for place in ("a", "b")
+    )
+    assert unwatched == watched and list(Path(".cache/curves/run/seed-1").glob("events.out.tfevents.*"))
 
 
 def test_non_finite_values_are_neither_saved_nor_loaded(tmp_path):
