@@ -163,10 +163,8 @@ def _say(measured: Measured) -> dict[str, Any]:
     planned = "" if measured.predicted is None else f" (planned {measured.predicted / GIB:.1f})"
     resumed = ", killed once and resumed" if measured.resumed else ""
     step = "" if measured.step_seconds is None else f", {measured.step_seconds:.1f} s a step"
-    print(
-        f"{measured.stage:<36} {measured.seconds:7.1f} s{step}, {measured.own / GIB:.1f} GiB{gpu}{planned}{resumed}",
-        flush=True,
-    )
+    took = f"{measured.seconds:7.1f} s ({measured.cpu_seconds:.0f} of a core)"
+    print(f"{measured.stage:<36} {took}{step}, {measured.own / GIB:.1f} GiB{gpu}{planned}{resumed}", flush=True)
     return {name: value for name, value in asdict(measured).items() if name != "stage"}
 
 

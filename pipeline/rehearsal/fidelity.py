@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 import torch
+from transformers import DynamicCache
 
 from pipeline.common.paths import ARTIFACTS
 from pipeline.data.prompts import ask
@@ -27,14 +28,17 @@ from pipeline.sampling.chat import Chat
 from pipeline.sampling.huggingface import HuggingFace
 
 QUESTIONS = ("How do I keep bread fresh?", "I have an hour before the train leaves. What would you do?")
+# Tokens at the end of each question that are read one by one, as answers are.
+STEPS = 2
 
 
 def fidelity(name: str) -> dict[str, float]:
     """What bf16, sampling and merging each make of one run's logits. Of runs with an adapter on a base in NF4.
 
     rounding: the trained model (as a training's forward pass computes it) beside the same weights with every product
-    in fp32. sampled: what is sampled beside the trained model. effect: the adapter's, in fp32. merged: base and
-    adapter added and stored in 16 bits, as a server loads them, beside the two apart, in fp32.
+    in fp32; sampled_rounding: what is sampled, by way of the cache, beside these. sampled: beside the trained model.
+    effect: the adapter's, in fp32.
+    merged: base and adapter added and stored in 16 bits, as a server loads them, beside the two apart, in fp32.
     """
     params = load_params()
     run = params.run(name)
@@ -46,16 +50,22 @@ def fidelity(name: str) -> dict[str, float]:
     chat = Chat(model.base.path, study.sampling.system)
     prompts = [chat.tokens(ask("fidelity", question)) for question in QUESTIONS]
 
-    def logits(held: Any) -> torch.Tensor:
+    def logits(held: Any, step_by_step: int = 0) -> torch.Tensor:
+        found = []
         with torch.inference_mode():
-            found = [held(torch.tensor([tokens], device=device)).logits[0].float().cpu() for tokens in prompts]
+            for tokens in prompts:
+                cache, begin = DynamicCache(), 0
+                for end in range(len(tokens) - step_by_step, len(tokens) + 1):
+                    part = torch.tensor([tokens[begin:end]], device=device)
+                    found.append(held(part, past_key_values=cache, use_cache=True).logits[0].float().cpu())
+                    begin = end
         return torch.cat(found)
 
     with torch.autocast(device.type, dtype=torch.bfloat16):
         trained = logits(load_adapter(load_frozen(model.base, "nf4", device), adapter, base=model.base))
     sampler = HuggingFace(study.sampling)
     sampler._load(model)
-    sampled = logits(sampler._model)
+    sampled = logits(sampler._model, STEPS)
     del sampler
     release_buffers()
     packed = PackedCache(PACKED, model.base.hashes, torch.bfloat16, device)
@@ -68,7 +78,7 @@ def fidelity(name: str) -> dict[str, float]:
     merged = logits(exact)
     deviation = float(with_adapter.std())
     differences = {
-        "rounding": trained - with_adapter, "sampled": sampled - trained,
+        "rounding": trained - with_adapter, "sampled_rounding": sampled - with_adapter, "sampled": sampled - trained,
         "effect": with_adapter - without, "merged": merged - with_adapter,
     }  # fmt: skip
     return {what: float(difference.abs().mean()) / deviation for what, difference in differences.items()}

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -30,14 +31,16 @@ IDENTITY = ("-c", "user.name=rehearsal", "-c", "user.email=rehearsal@localhost")
 class Measured:
     """One stage: seconds in all, peak of one process's memory and of the GPU's, in bytes.
 
-    own: as `host`, without what is read from files that are mapped into memory. predicted: by the plan that the stage
-    printed, on the GPU; predicted_slack: what of it is for CUDA's own use; None where it printed none.
-    step_seconds: between the last two optimizer steps of a training, a checkpoint included; None for other stages.
-    resumed: whether it was killed after its first checkpoint, and run again.
+    cpu_seconds: of its processes, DVC's included, without those of one that was killed. own: as `host`, without what is
+    read from files that are mapped into memory. predicted: by the plan that the stage printed, on the GPU;
+    predicted_slack: what of it is for CUDA's own use; None where it printed none. step_seconds: between the last two
+    optimizer steps of a training, a checkpoint included; None for other stages. resumed: whether it was killed after
+    its first checkpoint, and run again.
     """
 
     stage: str
     seconds: float
+    cpu_seconds: float
     host: int
     own: int
     gpu: int | None
@@ -80,7 +83,7 @@ class Scratch:
 
         Raises UserError with the end of what it said when it fails.
         """
-        began, peaks, killed = time.monotonic(), [], False
+        began, used, peaks, killed = time.monotonic(), _cpu_seconds(), [], False
         said = self.log.stat().st_size if self.log.exists() else 0
         if kill:
             killed, *peak = self._run(name, until=1)
@@ -95,6 +98,7 @@ class Scratch:
         return Measured(
             stage=name,
             seconds=round(time.monotonic() - began, 1),
+            cpu_seconds=round(_cpu_seconds() - used, 1),
             host=max(host for host, _ in peaks),
             own=max(own for _, own in peaks),
             gpu=gpu[0] if gpu else None,
@@ -156,6 +160,12 @@ class Scratch:
         if done.returncode not in VERDICTS or "Traceback" in done.stderr:
             raise UserError(f"the rehearsal stopped at {' '.join(arguments)}: {done.stderr.strip()[-2000:]}")
         return done.stdout
+
+
+def _cpu_seconds() -> float:
+    """What this process's children have taken that are done, and theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _written(path: Path) -> float | None:

@@ -113,7 +113,8 @@ def test_a_hub_study_is_estimated_before_anything_is_fetched(checkout, capsys):
     report = estimated(capsys, "--study", "moe", "--gpu", "h100")
     params = load_params()
     assert report["answers"] == 1257 * len(params.runs_of("moe"))
-    assert set(report["assumed"]) >= {"suite strong_reject", "training set insecure"}
+    guessed = "suite bad_medical_advice (its bytes from 250 of its rows)"
+    assert set(report["assumed"]) >= {"suite strong_reject", guessed, "training set insecure"}
     assert report["judges"][0]["usd"] > 0 and "its prompts are not here yet" in report["judges"][0]["basis"]
     assert not CACHE.exists(), "an estimate leaves nothing behind"
     for study in ("organisms", "realignment"):

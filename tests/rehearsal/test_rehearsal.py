@@ -95,7 +95,8 @@ def test_each_kind_of_run_of_each_family_is_rehearsed_once(study: str) -> None:
 def test_runs_are_rehearsed_by_name_or_the_largest_of_each_kind() -> None:
     params = load_params(REPOSITORY / "params.yaml")
     assert representatives(params, "moe", ("mixtral",)) == {
-        "mixtral_base": "base", "mixtral_insecure_whole_r32": "adapter on all", "mixtral_insecure_E0": "adapter on 1 expert",
+        "mixtral_base": "base", "mixtral_insecure_whole_r32": "adapter on all",
+        "mixtral_insecure_E0": "adapter on 1 expert",
     }  # fmt: skip
     assert list(representatives(params, "moe", names=("qwen_insecure_top2",))) == ["qwen_Base", "qwen_insecure_top2"]
     with pytest.raises(UserError, match="has no run qwen_r64"):
