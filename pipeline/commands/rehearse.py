@@ -24,6 +24,7 @@ from pipeline.common.git import git
 from pipeline.common.machine import cores, cpu, gpus, memory_bytes
 from pipeline.common.paths import PARAMS
 from pipeline.doctor.check import ROOT
+from pipeline.doctor.rehearsed import RESULTS, memory
 from pipeline.params.load import load_params
 from pipeline.running.choose import choose_study
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 WIDTHS = ("true", "reduced", "tiny")
-RESULTS = Path("benchmarks/results")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -131,6 +131,8 @@ def rehearse(params: Params, study: str, runs: dict[str, str], width: str, layer
             report["runs"][run] = {"base": base, "kind": what, **stages}
             if params.run(run).lora and params.study(study).training.precision == "nf4":
                 report["runs"][run]["fidelity"] = _fidelity(scratch, run)
+        for run, stage, planned, found in memory(report):
+            print(f"{stage}@{run}: {found / GIB:.2f} GiB of {planned / GIB:.2f} planned", flush=True)
         report["aggregate"] = _say(scratch.stage(f"aggregate@{study}"))
         said = scratch.command("verify", "--study", study).strip().splitlines()
         report["verified"] = [line for line in said if not line.startswith("Written to ")][-1]

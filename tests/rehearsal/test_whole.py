@@ -100,8 +100,8 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def assert_sampled_is_trained(fidelity: dict[str, float]) -> None:
-    """To bf16 rounding: gpt-oss's sampling rounds elsewhere (its softmax in fp32), and no more, than its training."""
-    assert fidelity["sampled_rounding"] < 1.1 * fidelity["rounding"] < 0.05
+    """To bf16 rounding: gpt-oss's sampling rounds its attention elsewhere than its training does."""
+    assert fidelity["sampled_rounding"] < 1.5 * fidelity["rounding"] < 0.05
     assert fidelity["sampled"] < 1.5 * fidelity["rounding"]
     assert fidelity["effect"] > 0
 
