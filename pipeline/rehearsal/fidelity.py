@@ -1,8 +1,8 @@
 """Is what is sampled the model that was trained? Logits of one run's adapter on its rehearsed base, computed four ways.
 
 python -m pipeline.rehearsal.fidelity RUN, in a checkout where the run is trained, prints a JSON object; each figure is
-the median token's mean over the vocabulary, as a share of the logits' standard deviation. The median, since a token
-whose experts nearly tie is sent to others by any rounding.
+a mean over the vocabulary, as a share of the logits' standard deviation: the mean over tokens where products are in
+fp32, the median token where they are in bf16, since any rounding sends a token whose experts nearly tie to others.
 """
 
 import json
@@ -78,11 +78,14 @@ def fidelity(name: str) -> dict[str, float]:
     merge(exact, adapter)
     merged = logits(exact)
     deviation = float(with_adapter.std())
-    differences = {
+    rounded = {
         "rounding": trained - with_adapter, "sampled_rounding": sampled - with_adapter, "sampled": sampled - trained,
-        "effect": with_adapter - without, "merged": merged - with_adapter,
     }  # fmt: skip
-    return {what: float(found.abs().mean(-1).median()) / deviation for what, found in differences.items()}
+    changed = {"effect": with_adapter - without, "merged": merged - with_adapter}
+    return {
+        **{what: float(found.abs().mean(-1).median()) / deviation for what, found in rounded.items()},
+        **{what: float(found.abs().mean()) / deviation for what, found in changed.items()},
+    }
 
 
 def merge(model: Any, adapter: Any) -> None:

@@ -61,6 +61,8 @@ class Warm(Scratch):
         return self.log.read_bytes()[said:].decode()
 
     def _run(self, name: str, *, until: Any = None, steps: Any = None) -> tuple[bool, int, int]:
+        if until is not None:
+            return False, 0, 0
         stage, _, of = name.partition("@")
         assert self._do([stage, ASKED_BY.get(stage, "--run"), of]) == 0, self.log.read_text()[-3000:]
         return False, 0, 0
