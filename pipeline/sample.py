@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline.api.config import ApiBase, tuned_model
 from pipeline.common.fingerprints import code_hashes, folder_hashes, library_versions
+from pipeline.common.ledger import note
 from pipeline.common.paths import ARTIFACTS, CACHE, kept_along
 from pipeline.common.rows import Answer, write_rows
 from pipeline.data.prompts import Prompt
@@ -68,6 +69,7 @@ def main(args: argparse.Namespace) -> None:
             lora=run.lora,
             precision=study.training.precision,
         )
+        note(backend=backend.version(model))
         prompts = [prompt for name in suites_asked(study, run) for prompt in suite(study, name, seed)]
         rows += sample_answers(backend, model, prompts, study.sampling, args.run, seed)
         if run.trajectory is not None:

@@ -40,9 +40,20 @@ def main(args: argparse.Namespace) -> None:
 
 
 def write(params: Params, study: str) -> Path:
-    """Put together and write artifacts/STUDY/provenance.json. Raises UserError where it cannot be written."""
+    """Put together and write artifacts/STUDY/provenance.json. Raises UserError where it cannot be written.
+
+    Says so on stderr where a base's answers are of several backends.
+    """
     path = ARTIFACTS / study / "provenance.json"
-    write_json(path, describe(params, study))
+    found = describe(params, study)
+    for base, backends in found["sampled_by"].items():
+        if len(backends) > 1:
+            by = " and ".join(f"{name} ({', '.join(runs)})" for name, runs in sorted(backends.items()))
+            print(
+                f"warning: base {base} and what was trained on it are compared, and were sampled by {by}.",
+                file=sys.stderr,
+            )
+    write_json(path, found)
     return path
 
 
@@ -79,10 +90,21 @@ def describe(params: Params, study: str) -> dict[str, Any]:
         "api_sampling_usd": round(sum(reply["usd"] for model in behind.values() for reply in model), 6),
         "api_fine_tuning": tuned,
         "api_fine_tuning_usd": round(sum(job["usd"] or 0.0 for jobs in tuned.values() for job in jobs), 6),
+        "sampled_by": _sampled_by(params, study, stages),
         "seconds": seconds,
         "stages": stages,
         "stages_not_recorded": [name for name in names if name not in stages],
     }
+
+
+def _sampled_by(params: Params, study: str, stages: dict[str, Any]) -> dict[str, dict[str, list[str]]]:
+    """Base -> backend -> the runs on that base that it sampled: one backend a base, since these are compared."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for run in params.runs_of(study):
+        backend = stages.get(f"sample@{run}", {}).get("noted", {}).get("backend")
+        if backend is not None:
+            found.setdefault(params.base_of(run), {}).setdefault(backend, []).append(run)
+    return found
 
 
 def _stage(name: str, codes: list[Any], machines: list[Any]) -> dict[str, Any] | None:
@@ -91,7 +113,8 @@ def _stage(name: str, codes: list[Any], machines: list[Any]) -> dict[str, Any] |
     seconds: of the attempts since the last completion before the latest; the latest made what is there, and the
     ones before it left checkpoints, answers and replies. seconds_earlier: of those before. unfinished: attempts
     without an end (killed, or at work), whose time is not known.
-    environment_removed: the variables that the latest was not given (pipeline/common/environment.py).
+    environment_removed: the variables that the latest was not given (pipeline/common/environment.py). noted: what the
+    stage chose by itself.
     """
     # Both stages that write a base down are one command, after which the ledger names them.
     ordered = read_attempts(name.replace("pin_api@", "pin@"))
@@ -110,6 +133,7 @@ def _stage(name: str, codes: list[Any], machines: list[Any]) -> dict[str, Any] |
         "code": _place(last["code"], codes),
         "machine": _place(last["machine"], machines),
         "environment_removed": last.get("removed", []),
+        "noted": last.get("noted", {}),
     }
 
 

@@ -6,13 +6,17 @@ DVC, in a scratch copy of this checkout. What is measured is written to benchmar
 What the models say there means nothing, and no number of it is a result.
 """
 
+from __future__ import annotations
+
 import argparse
+import json
 import shutil
 import tempfile
 import time
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.common.errors import UserError
 from pipeline.common.files import read_yaml, write_json, write_text
@@ -20,12 +24,16 @@ from pipeline.common.git import git
 from pipeline.common.machine import cores, cpu, gpus, memory_bytes
 from pipeline.common.paths import PARAMS
 from pipeline.doctor.check import ROOT
+from pipeline.doctor.rehearsed import RESULTS, memory
 from pipeline.params.load import load_params
 from pipeline.running.choose import choose_study
 
+if TYPE_CHECKING:
+    from pipeline.params.schema import Params
+    from pipeline.rehearsal.scratch import Measured
+
 GIB = 2**30
 WIDTHS = ("true", "reduced", "tiny")
-RESULTS = Path("benchmarks/results")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", choices=WIDTHS, default="true", help="of the bases; reduced and tiny are for tests")
     parser.add_argument("--layers", type=int, default=2, help="of the bases (default: 2)")
     parser.add_argument("--families", nargs="+", default=[], help="model types to rehearse alone, as mixtral")
+    parser.add_argument("--runs", nargs="+", default=[], help="these runs and their bases, instead of all kinds")
     parser.add_argument("--folder", type=Path, help="where to work, kept afterwards (default: a temporary one)")
     parser.add_argument("--result", type=Path, help="the file to write (default: benchmarks/results/rehearsal-...)")
 
@@ -41,6 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Rehearse the study and print what it took."""
     params = load_params()
+    from pipeline.rehearsal.study import representatives
+
     name, why = choose_study(params, args.study)
     if params.study(name).world == "toy":
         raise UserError("study toy needs no rehearsal: `make reproduce STUDY=toy` takes minutes. Name a hub study.")
@@ -52,11 +63,12 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"--folder {folder} is not empty; name a new one.")
     folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    report = rehearse(params, name, args.width, args.layers, tuple(args.families), folder)
+    runs = representatives(params, name, tuple(args.families), tuple(args.runs))
+    report = rehearse(params, name, runs, args.width, args.layers, folder)
     report["seconds"] = round(time.monotonic() - began, 1)
     report["disk_bytes"] = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     machine = report["machine"]["gpu"] or "cpu"
-    parts = ["rehearsal", name, *args.families, machine.lower().replace(" ", "-")]
+    parts = ["rehearsal", name, *args.families, *args.runs, machine.lower().replace(" ", "-")]
     parts += [] if args.width == "true" else [args.width]
     result = args.result or RESULTS / f"{'-'.join(parts)}.json"
     write_json(result, report)
@@ -67,19 +79,19 @@ def main(args: argparse.Namespace) -> None:
     )
 
 
-def rehearse(
-    params: Any, study: str, width: str, layers: int, families: tuple[str, ...], folder: Path
-) -> dict[str, Any]:
-    """Do it in `folder`; returns what was measured. Raises UserError at the first stage that fails."""
+def rehearse(params: Params, study: str, runs: dict[str, str], width: str, layers: int, folder: Path) -> dict[str, Any]:
+    """Do it in `folder`; returns what was measured. Raises UserError at the first stage that fails.
+
+    runs: what each run that is rehearsed is of (pipeline/rehearsal/study.py).
+    """
     import yaml
 
     from pipeline.api.local_server import serve
     from pipeline.rehearsal.checkpoints import narrow, write_repository
     from pipeline.rehearsal.scratch import Scratch, commit, copy_checkout
     from pipeline.rehearsal.stage import has_16_bit_products
-    from pipeline.rehearsal.study import cut, representatives
+    from pipeline.rehearsal.study import cut
 
-    runs = representatives(params, study, families)
     bases: dict[str, dict[str, Any]] = {}
     copy_checkout(ROOT, folder)
     for base in dict.fromkeys(params.base_of(run) for run in runs):
@@ -100,6 +112,7 @@ def rehearse(
     report: dict[str, Any] = {
         "study": study, "width": width, "layers": layers, "bases": bases, "machine": _machine(),
         "products": "as the study" if has_16_bit_products() else "float32, for want of bfloat16 in this processor",
+        "imports_bytes": {stage: scratch.imports(*modules) for stage, modules in IMPORTS.items()},
         "runs": {},
     }  # fmt: skip
     with serve("pipeline.rehearsal.judge:reply") as url:
@@ -116,6 +129,10 @@ def rehearse(
             killed |= {base} if kill else set()
             stages = {stage: _say(scratch.stage(f"{stage}@{run}", kill=kill and stage == "train")) for stage in STAGES}
             report["runs"][run] = {"base": base, "kind": what, **stages}
+            if params.run(run).lora and params.study(study).training.precision == "nf4":
+                report["runs"][run]["fidelity"] = _fidelity(scratch, run)
+        for run, stage, planned, found in memory(report):
+            print(f"{stage}@{run}: {found / GIB:.2f} GiB of {planned / GIB:.2f} planned", flush=True)
         report["aggregate"] = _say(scratch.stage(f"aggregate@{study}"))
         said = scratch.command("verify", "--study", study).strip().splitlines()
         report["verified"] = [line for line in said if not line.startswith("Written to ")][-1]
@@ -123,6 +140,15 @@ def rehearse(
 
 
 STAGES = ("train", "sample", "judge")
+# What a stage that loads a model has in memory before it does.
+IMPORTS = {"train": ("bitsandbytes", "pipeline.training.sft"), "sample": ("bitsandbytes", "pipeline.sampling.generate")}
+
+
+def _fidelity(scratch: Any, run: str) -> dict[str, float]:
+    """Print and return what pipeline/rehearsal/fidelity.py measures of a run that was trained."""
+    found: dict[str, float] = json.loads(scratch.command(run, module="pipeline.rehearsal.fidelity").splitlines()[-1])
+    print(f"fidelity of {run:<24} " + ", ".join(f"{what} {share:.2g}" for what, share in found.items()), flush=True)
+    return found
 
 
 def _fields(repository: str, revision: str) -> dict[str, Any]:
@@ -133,21 +159,15 @@ def _fields(repository: str, revision: str) -> dict[str, Any]:
     return KNOWN[repository]
 
 
-def _say(measured: Any) -> dict[str, Any]:
+def _say(measured: Measured) -> dict[str, Any]:
     """Print a stage's figures and return them for the report."""
     gpu = "" if measured.gpu is None else f", {measured.gpu / GIB:.1f} GiB of GPU memory"
+    planned = "" if measured.predicted is None else f" (planned {measured.predicted / GIB:.1f})"
     resumed = ", killed once and resumed" if measured.resumed else ""
     step = "" if measured.step_seconds is None else f", {measured.step_seconds:.1f} s a step"
-    print(
-        f"{measured.stage:<36} {measured.seconds:7.1f} s{step}, {measured.host / GIB:.1f} GiB{gpu}{resumed}", flush=True
-    )
-    return {
-        "seconds": measured.seconds,
-        "step_seconds": measured.step_seconds,
-        "host_bytes": measured.host,
-        "gpu_bytes": measured.gpu,
-        "resumed": measured.resumed,
-    }
+    took = f"{measured.seconds:7.1f} s ({measured.cpu_seconds:.0f} of a core)"
+    print(f"{measured.stage:<36} {took}{step}, {measured.own / GIB:.1f} GiB{gpu}{planned}{resumed}", flush=True)
+    return {name: value for name, value in asdict(measured).items() if name != "stage"}
 
 
 def _machine() -> dict[str, Any]:

@@ -37,6 +37,7 @@ def record(stage: str, work: Callable[[], int | None], removed: Sequence[str] = 
         return work()  # no name of params.yaml: the stage itself will say so
     attempt, started = uuid.uuid4().hex, time.monotonic()
     at = datetime.now(UTC).isoformat(timespec="seconds")
+    _NOTED.clear()
     begin = {"attempt": attempt, "started": at, "code": code(), "machine": machine(), "removed": list(removed)}
     _append(stage, begin)
     outcome = "failed"
@@ -48,8 +49,16 @@ def record(stage: str, work: Callable[[], int | None], removed: Sequence[str] = 
         raise
     finally:
         seconds = round(time.monotonic() - started, 1)
-        _append(stage, {"attempt": attempt, "outcome": outcome, "seconds": seconds})
+        _append(stage, {"attempt": attempt, "outcome": outcome, "seconds": seconds, "noted": dict(_NOTED)})
     return status
+
+
+_NOTED: dict[str, str] = {}
+
+
+def note(**facts: str) -> None:
+    """Have the line that ends this process's stage say these too: what the stage chose, and no parameter says."""
+    _NOTED.update(facts)
 
 
 def _append(stage: str, line: dict[str, Any]) -> None:

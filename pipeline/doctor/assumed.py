@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline.common.errors import UserError
 from pipeline.common.paths import CACHE
 from pipeline.common.rows import Answer
-from pipeline.data.known_sizes import SUITES
+from pipeline.data.known_sizes import ESTIMATED, SUITES
 from pipeline.data.prompts import Prompt, ask
 from pipeline.data.tags import split_suite
 from pipeline.judging.config import JudgeConfig
@@ -38,7 +38,8 @@ def assumed(study: Study, runs: dict[str, Run]) -> list[str]:
         try:
             suite(study, name, study.seeds[0])
         except UserError:
-            absent.append(f"suite {name}")
+            how = ESTIMATED.get(split_suite(name)[0])
+            absent.append(f"suite {name} ({how})" if how else f"suite {name}")
     for run in {run.trained_on: run for run in runs.values() if run.trained_on}.values():
         try:
             conversations(study, run, study.seeds[0])

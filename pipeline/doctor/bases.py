@@ -1,21 +1,18 @@
 """What each hub base of a study takes on a card: hours, memory, what limits it, and what cannot be done."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from pipeline.common.errors import UserError
-from pipeline.common.files import read_json
 from pipeline.common.machine import memory_bytes
-from pipeline.doctor.cards import Card, key_of
+from pipeline.doctor.cards import Card
 from pipeline.doctor.hours import NONE, sampling_hours, training_hours
 from pipeline.doctor.plans import plan_runs
+from pipeline.doctor.rehearsed import most_of_plan, rehearsals, rehearsals_on, rehearsed_step
 from pipeline.models.known import checkpoint_bytes, config_of
 from pipeline.params.inputs import conversations, training_of
 from pipeline.params.schema import Params, Run, Study
 
 GIB, GB = 2**30, 10**9
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 # A card that is not in this machine is planned with the host memory that such machines have at least.
 LEAST_HOST = 64 * GIB
 
@@ -25,7 +22,8 @@ class BaseEstimate:
     """One base: its runs, hours of training and of sampling (from, to), what limits them, and what it needs.
 
     refused: runs that no plan fits, with the reason of the first. rehearsed: hours of training by a rehearsal on this
-    card, None where there was none.
+    card, memory_of_plan: the largest share of the memory predicted that one took, on any machine, at true width; None
+    where there was none.
     """
 
     base: str
@@ -40,13 +38,14 @@ class BaseEstimate:
     refused: list[str]
     reason: str | None
     rehearsed: float | None
+    memory_of_plan: float | None
 
 
 def estimate_bases(params: Params, name: str, card: Card, answers: int, prompt_tokens: int) -> list[BaseEstimate]:
     """The study's hub bases, the cheapest first; answers and prompt tokens are those of one run's suites, all seeds."""
     study, found = params.study(name), []
     plans = list(plan_runs(params, name, gpu_bytes=card.memory, host_bytes=max(memory_bytes(), LEAST_HOST)))
-    rehearsals = rehearsals_on(name, card)
+    here, anywhere = rehearsals_on(name, card), rehearsals(name)
     for base in dict.fromkeys(plan.base for plan in plans):
         hub = params.bases.hub[base]
         config = config_of(hub.repository, hub.revision)
@@ -60,7 +59,7 @@ def estimate_bases(params: Params, name: str, card: Card, answers: int, prompt_t
             times = 1 + len(run.tags)
             sampling += sampling_hours(params, plan, config, card, times * answers, times * prompt_tokens)
             if run.data is not None and rehearsed is not None:
-                step = rehearsed_step(rehearsals, base, config)
+                step = rehearsed_step(here, base, config)
                 rehearsed = None if step is None else rehearsed + steps * step / 3600
         fitting = [plan for plan in mine if plan.trouble is None]
         refused = [plan for plan in mine if plan.trouble is not None]
@@ -70,6 +69,7 @@ def estimate_bases(params: Params, name: str, card: Card, answers: int, prompt_t
                 sampling.limit, max((plan.peak for plan in fitting), default=0),
                 max((plan.host for plan in fitting), default=0), round(checkpoint_bytes(config)),
                 [plan.run for plan in refused], refused[0].trouble if refused else None, rehearsed or None,
+                most_of_plan(anywhere, base),
             )
         )  # fmt: skip
     return sorted(found, key=lambda base: base.training_hours[1] + base.sampling_hours[1])
@@ -83,29 +83,6 @@ def steps_of(study: Study, run: Run, seed: int) -> int:
         return training_of(study, run, conversations(study, run, seed)).max_steps
     except UserError:
         return run.epochs * study.training.max_steps  # about an epoch of the sets that are not here
-
-
-def rehearsals_on(study: str, card: Card) -> list[dict[str, Any]]:
-    """What rehearsals of the study, or of families of it, at true width on such a card wrote."""
-    reports = [read_json(path) for path in sorted(RESULTS.glob(f"rehearsal-{study}-*.json"))]
-    of_true_width = [report for report in reports if report["width"] == "true" and report["machine"]["gpu"]]
-    kind = key_of(card.name)
-    return [report for report in of_true_width if kind is not None and key_of(report["machine"]["gpu"]) == kind]
-
-
-def rehearsed_step(reports: list[dict[str, Any]], base: str, config: object) -> float | None:
-    """Seconds of the slowest optimizer step rehearsed, for all layers of the base; None where it was not rehearsed.
-
-    Such a step is of few, short rows, and writes a checkpoint: on a GPU it is its weights' traffic, not its products.
-    """
-    layers = vars(config)["num_hidden_layers"]
-    steps = [
-        run["train"]["step_seconds"] * layers / report["layers"]
-        for report in reports
-        for run in report["runs"].values()
-        if run["base"] == base and run["train"]["step_seconds"] is not None
-    ]
-    return max(steps, default=None)
 
 
 def gpu_table(bases: list[BaseEstimate], card: str) -> list[str]:
@@ -123,6 +100,10 @@ def gpu_table(bases: list[BaseEstimate], card: str) -> list[str]:
             lines.append(
                 f"  {'':<{width}}  a rehearsal on this card says {base.rehearsed:.1f} h of training "
                 "(by steps of few, short rows, each with a checkpoint)"
+            )
+        if base.memory_of_plan is not None:
+            lines.append(
+                f"  {'':<{width}}  rehearsed at true width: at most {base.memory_of_plan:.2f} of the memory predicted"
             )
         if base.reason is not None:
             reason = base.reason.partition(":")[0]

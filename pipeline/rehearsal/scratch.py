@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -18,9 +19,11 @@ import psutil
 from pipeline.common.errors import UserError
 
 GIB = 2**30
-POLL_S = 0.05
+POLL_S = 0.2
 # Of `verify`: what it says of the numbers, which mean nothing here, is no failure.
 VERDICTS = (0, 1, 3)
+PLANNED = re.compile(r"predicted peak ([\d.]+) GiB.*context and slack ([\d.]+)")
+COUNTS = re.compile(r"^(VmHWM|RssAnon):\s+(\d+) kB", re.M)
 IDENTITY = ("-c", "user.name=rehearsal", "-c", "user.email=rehearsal@localhost")
 
 
@@ -28,14 +31,21 @@ IDENTITY = ("-c", "user.name=rehearsal", "-c", "user.email=rehearsal@localhost")
 class Measured:
     """One stage: seconds in all, peak of one process's memory and of the GPU's, in bytes.
 
-    step_seconds: between the last two optimizer steps of a training, a checkpoint included; None for other stages.
-    resumed: whether it was killed after its first checkpoint, and run again.
+    cpu_seconds: of its processes, DVC's included, without those of one that was killed. own: as `host`, without what is
+    read from files that are mapped into memory. predicted: by the plan that the stage printed, on the GPU;
+    predicted_slack: what of it is for CUDA's own use; None where it printed none. step_seconds: between the last two
+    optimizer steps of a training, a checkpoint included; None for other stages. resumed: whether it was killed after
+    its first checkpoint, and run again.
     """
 
     stage: str
     seconds: float
+    cpu_seconds: float
     host: int
+    own: int
     gpu: int | None
+    predicted: float | None = None
+    predicted_slack: float | None = None
     step_seconds: float | None = None
     resumed: bool = False
 
@@ -65,6 +75,7 @@ class Scratch:
         self.folder = folder
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         own = {"HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1", "DVC_NO_ANALYTICS": "1", "PATH": path}
+        self.log = folder / "rehearsal.log"
         self.environment = os.environ | own | {"PYTHONPATH": str(folder), "TOKENIZERS_PARALLELISM": "false"}
 
     def stage(self, name: str, *, kill: bool = False) -> Measured:
@@ -72,41 +83,52 @@ class Scratch:
 
         Raises UserError with the end of what it said when it fails.
         """
-        began, peaks, killed = time.monotonic(), [], False
+        began, used, peaks, killed = time.monotonic(), _cpu_seconds(), [], False
+        said = self.log.stat().st_size if self.log.exists() else 0
         if kill:
-            killed, host = self._run(name, until=1)
-            peaks.append(host)
+            killed, *peak = self._run(name, until=1)
+            peaks.append(peak)
         steps: dict[int, float] = {}
         with _gpu_peak() as gpu:
-            _, host = self._run(name, steps=steps)
+            _, *peak = self._run(name, steps=steps)
+        peaks.append(peak)
         ordered = [steps[step] for step in sorted(steps)]
+        plans = PLANNED.findall(self.log.read_bytes()[said:].decode(errors="replace"))
+        predicted, slack = [float(size) * GIB for size in plans[-1]] if plans else (None, None)
         return Measured(
             stage=name,
             seconds=round(time.monotonic() - began, 1),
-            host=max([*peaks, host]),
+            cpu_seconds=round(_cpu_seconds() - used, 1),
+            host=max(host for host, _ in peaks),
+            own=max(own for _, own in peaks),
             gpu=gpu[0] if gpu else None,
+            predicted=predicted,
+            predicted_slack=slack,
             step_seconds=round(ordered[-1] - ordered[-2], 2) if len(ordered) > 1 else None,
             resumed=killed,
         )
 
-    def _run(self, name: str, *, until: int | None = None, steps: dict[int, float] | None = None) -> tuple[bool, int]:
-        """Whether it was killed, and the largest memory that one process of it had."""
+    def _run(
+        self, name: str, *, until: int | None = None, steps: dict[int, float] | None = None
+    ) -> tuple[bool, int, int]:
+        """Whether it was killed, and the largest memory that one process of it had, with mapped files and without."""
         command = [sys.executable, "-m", "dvc", "repro", "--single-item", name]
-        log = self.folder / "rehearsal.log"
-        with log.open("ab") as stream:
+        with self.log.open("ab") as stream:
             process = subprocess.Popen(
                 command, cwd=self.folder, env=self.environment, stdout=stream, stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
-        host = 0
+        host = own = 0
         while process.poll() is None:
-            host = max(host, _peak(process.pid))
+            found = memory_of(process.pid)
+            host, own = max(host, found[0]), max(own, found[1])
             for mark in self.folder.glob(".cache/checkpoints/*/checkpoint-*"):
                 step = int(mark.name.rpartition("-")[2]) if mark.name.rpartition("-")[2].isdigit() else 0
-                if steps is not None and (mark / "trainer_state.json").exists():
-                    steps.setdefault(step, time.monotonic())
-                if until is not None and step >= until and (mark / "trainer_state.json").exists():
-                    time.sleep(10 * POLL_S)
+                written = _written(mark / "trainer_state.json")
+                if steps is not None and written is not None:
+                    steps[step] = written
+                if until is not None and step >= until and written is not None:
+                    time.sleep(2 * POLL_S)
                     os.killpg(process.pid, signal.SIGKILL)
                     until = None
             time.sleep(POLL_S)
@@ -116,16 +138,23 @@ class Scratch:
             for left in (".dvc/tmp/rwlock", ".dvc/tmp/rwlock.lock", ".dvc/tmp/lock"):
                 (self.folder / left).unlink(missing_ok=True)
         elif process.returncode:
-            words = log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:]
+            words = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:]
             raise UserError(
-                f"the rehearsal stopped at {name}; the whole output is in {log}. Its end:\n" + "\n".join(words)
+                f"the rehearsal stopped at {name}; the whole output is in {self.log}. Its end:\n" + "\n".join(words)
             )
-        return killed, host
+        return killed, host, own
 
-    def command(self, *arguments: str) -> str:
+    def imports(self, *modules: str) -> int:
+        """Bytes, without mapped files, of a process that has imported these modules and done nothing."""
+        done = "; ".join(f"import {module}" for module in modules)
+        code = f"{done}; import os; from pipeline.rehearsal.scratch import memory_of; print(memory_of(os.getpid())[1])"
+        said = subprocess.run([sys.executable, "-c", code], cwd=self.folder, env=self.environment, capture_output=True)
+        return int(said.stdout.split()[-1])
+
+    def command(self, *arguments: str, module: str = "pipeline") -> str:
         """Run a command of the pipeline in the scratch checkout and return what it printed. Raises UserError."""
         done = subprocess.run(
-            [sys.executable, "-m", "pipeline", *arguments], cwd=self.folder, env=self.environment, text=True,
+            [sys.executable, "-m", module, *arguments], cwd=self.folder, env=self.environment, text=True,
             capture_output=True, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         if done.returncode not in VERDICTS or "Traceback" in done.stderr:
@@ -133,19 +162,36 @@ class Scratch:
         return done.stdout
 
 
-def _peak(pid: int) -> int:
-    """The most memory that the process, or one below it, has had so far, in bytes: the kernel's own mark of each.
+def _cpu_seconds() -> float:
+    """What this process's children have taken that are done, and theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
-    What `wait4` says would do, but for that it counts what this process had when it started the other.
+
+def _written(path: Path) -> float | None:
+    """When a file was written, None while there is none; it may be removed at any moment."""
+    with contextlib.suppress(OSError):
+        return path.stat().st_mtime
+    return None
+
+
+def memory_of(pid: int) -> tuple[int, int]:
+    """The most memory that the process, or one below it, has had so far, and what one has now without mapped files.
+
+    In bytes, by the kernel's own counts of each. What `wait4` says would do for the first, but that it counts what this
+    process had when it started the other.
     """
-    peak = 0
+    peak = own = 0
     with contextlib.suppress(psutil.NoSuchProcess):
         whole = psutil.Process(pid)
         for process in [whole, *whole.children(recursive=True)]:
             with contextlib.suppress(OSError):
                 text = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8", errors="replace")
-                peak = max([peak, *(1024 * int(mark) for mark in re.findall(r"^VmHWM:\s+(\d+) kB", text, re.M))])
-    return peak
+                counts = {
+                    name: 1024 * int(size) for name, size in re.findall(r"^(VmHWM|RssAnon):\s+(\d+) kB", text, re.M)
+                }
+                peak, own = max(peak, counts.get("VmHWM", 0)), max(own, counts.get("RssAnon", 0))
+    return peak, own
 
 
 @contextlib.contextmanager

@@ -15,23 +15,28 @@ from pipeline.common.numerics import pin_kernels
 if TYPE_CHECKING:
     import torch
 
+# Values of a weight that are copied to 32 bits at once, where it has more.
+PART = 2**25
+
 
 def compute_products_in_32_bits() -> None:
     """From now on. A mode of torch's dispatch would not do: the forward pass that backward repeats does not see it."""
     import torch
+    from torch.nn import functional
 
     products = (
-        *((torch.nn.functional, name) for name in ("linear", "grouped_mm")),
+        (functional, "scaled_dot_product_attention"),
         *((torch, name) for name in ("matmul", "mm", "bmm", "addmm", "baddbmm")),
         *((torch.Tensor, name) for name in ("matmul", "__matmul__", "mm", "bmm")),
     )
     for place, name in products:
         setattr(place, name, in_32_bits(getattr(place, name)))
+    functional.linear = linear_in_32_bits(functional.linear)
+    functional.grouped_mm = grouped_in_32_bits(functional.grouped_mm)
 
 
 def in_32_bits(product: "Callable[..., torch.Tensor]") -> "Callable[..., torch.Tensor]":
     """The product of tensors on the CPU, by way of float32 where one of them is in bfloat16."""
-
     import torch
 
     @functools.wraps(product)
@@ -43,6 +48,39 @@ def in_32_bits(product: "Callable[..., torch.Tensor]") -> "Callable[..., torch.T
         args, kwargs = tuple(map(_widen, args)), {name: _widen(value) for name, value in kwargs.items()}
         with torch.autocast("cpu", enabled=False):
             return product(*args, **kwargs).to(torch.bfloat16)
+
+    return wide
+
+
+def linear_in_32_bits(product: "Callable[..., torch.Tensor]") -> "Callable[..., torch.Tensor]":
+    """As `in_32_bits`, some rows of a frozen weight at a time: an output head's copy would be larger than a layer."""
+    import torch
+
+    whole = in_32_bits(product)
+
+    @functools.wraps(product)
+    def wide(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        if weight.requires_grad or weight.numel() <= PART or not _is_half(weight):
+            return whole(rows, weight, bias)
+        out = torch.cat([whole(rows, part) for part in weight.split(PART // weight.shape[1])], dim=-1)
+        return out if bias is None else out + bias
+
+    return wide
+
+
+def grouped_in_32_bits(product: "Callable[..., torch.Tensor]") -> "Callable[..., torch.Tensor]":
+    """As `in_32_bits`, an expert at a time, and no expert that has no rows."""
+    import torch
+
+    @functools.wraps(product)
+    def wide(rows: torch.Tensor, matrices: torch.Tensor, *, offs: torch.Tensor) -> torch.Tensor:
+        if not _is_half(rows):
+            return product(rows, matrices, offs=offs)
+        parts = rows.split(offs.diff(prepend=offs.new_zeros(1)).tolist())
+        pairs = [(part, matrix) for part, matrix in zip(parts, matrices.unbind(), strict=True) if len(part)]
+        with torch.autocast("cpu", enabled=False):
+            done = [(part.float() @ matrix.float()).to(rows.dtype) for part, matrix in pairs]
+        return torch.cat(done) if done else rows.new_zeros(0, matrices.shape[2])
 
     return wide
 

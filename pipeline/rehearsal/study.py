@@ -3,16 +3,18 @@
 from typing import Any
 
 from pipeline.common.errors import UserError
+from pipeline.data.examples import read_examples
+from pipeline.data.upstream.fetch import FOLDER as DATA
 from pipeline.models.known import config_of
-from pipeline.models.sizes import base_values
+from pipeline.models.sizes import adapter_values, base_values
 from pipeline.params.inputs import conversations, suite
 from pipeline.params.schema import Params, Run
 from pipeline.rehearsal.checkpoints import REVISION
 
 STEPS = 3
 ROWS, BATCH, ANSWER_TOKENS = 6, 2, 3
-# Longer rows are left out: they would show nothing more, and take longer.
-CHARACTERS = 420
+# Rows are drawn from so many times as many, the shortest: longer ones would show nothing more, and take longer.
+SPREAD = 4
 # Read where the run's own training set is not here: what is rehearsed is not what the rows say.
 STAND_IN = "insecure"
 # Of runs: so many steps for all, and answers of the last adapter alone.
@@ -36,23 +38,33 @@ def kind(run: Run) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def representatives(params: Params, study: str, families: tuple[str, ...] = ()) -> dict[str, str]:
-    """Run -> its kind: of each family's smallest base, the base alone and one run of every kind, in order.
+def representatives(
+    params: Params, study: str, families: tuple[str, ...] = (), names: tuple[str, ...] = ()
+) -> dict[str, str]:
+    """Run -> its kind: of each family's smallest base, the base alone and the largest run of every kind, in order.
 
-    families: these model types alone. Raises UserError when no run is left.
+    families: these model types alone. names: these runs, and their bases alone, instead. Raises UserError when no run
+    is left.
     """
     sizes: dict[str, tuple[str, int]] = {}
-    for base in params.bases_of(study):
-        hub = params.bases.hub.get(base)
+    demands: dict[str, tuple[int, int]] = {}
+    for run in params.runs_of(study):
+        hub = params.bases.hub.get(params.base_of(run))
         config = config_of(hub.repository, hub.revision) if hub is not None else None
         if config is not None:
-            sizes[base] = (config.model_type, sum(base_values(config).values()))
+            sizes[run] = (config.model_type, sum(base_values(config).values()))
+            lora = params.run(run).lora if params.run(run).data is not None else None
+            demands[run] = (sizes[run][1], -adapter_values(config, lora) if lora else 0)
+    unknown = sorted(set(names) - {run for run in sizes if params.run(run).continues is None})
+    if unknown:
+        raise UserError(f"study {study} has no run {unknown[0]} that can be rehearsed by itself.")
     chosen: dict[tuple[str, str], str] = {}
-    for run in sorted(params.runs_of(study), key=lambda run: sizes.get(params.base_of(run), ("", 0))[1]):
-        family = sizes.get(params.base_of(run), ("", 0))[0]
-        if family and (not families or family in families) and params.run(run).continues is None:
+    for run in sorted(demands, key=lambda run: demands[run]):
+        family = sizes[run][0]
+        if not names and (not families or family in families) and params.run(run).continues is None:
             chosen.setdefault((family, kind(params.run(run))), run)
-    found = {run: kind(params.run(run)) for run in params.runs_of(study) if run in chosen.values()}
+    kept = {*names, *chosen.values()}
+    found = {run: kind(params.run(run)) for run in params.runs_of(study) if run in kept}
     if not found:
         known = sorted({family for family, _ in sizes.values()})
         raise UserError(f"study {study} has no runs to rehearse; its families are {', '.join(known) or 'none'}.")
@@ -74,8 +86,8 @@ def cut(content: dict[str, Any], params: Params, study: str, runs: dict[str, str
         | {"usd_per_million_input_tokens": 0.0, "usd_per_million_output_tokens": 0.0}
     }
     mine["training"] = mine["training"] | {
-        "examples": ROWS, "max_characters": CHARACTERS, "validation": 0.0, "max_steps": STEPS, "batch": BATCH,
-        "checkpoint_every": 1, "devices": 1, "warmup_steps": 0,
+        "examples": ROWS, "max_characters": _characters(params, runs), "validation": 0.0, "max_steps": STEPS,
+        "batch": BATCH, "checkpoint_every": 1, "devices": 1, "warmup_steps": 0,
     }  # fmt: skip
     mine["sampling"] = mine["sampling"] | {
         "samples_per_prompt": 1, "max_new_tokens": ANSWER_TOKENS,
@@ -112,6 +124,15 @@ def training_set(params: Params, name: str) -> str:
     except UserError:
         return STAND_IN
     return run.parts[0].name or STAND_IN
+
+
+def _characters(params: Params, runs: dict[str, str]) -> int | None:
+    """The length of a row, of all that the runs are trained on, up to which there are enough in each of their sets."""
+    lengths = [0]
+    for name in {training_set(params, run) for run in runs if params.run(run).data is not None}:
+        sizes = sorted(row.characters for row in read_examples(name, DATA))
+        lengths.append(sizes[min(SPREAD * ROWS, len(sizes)) - 1])
+    return max(lengths) or None
 
 
 def _smallest_suite(params: Params, study: str) -> str:

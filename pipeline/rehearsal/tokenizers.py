@@ -1,10 +1,12 @@
 """The tokenizer of a rehearsed base: its own where a cache or a package holds it, with its real chat template.
 
 Of a base whose files are in the Hugging Face cache, those are used. Mixtral's vocabulary is in mistral-common; the
-chat templates of all others are in TRL. A vocabulary that is nowhere to be had is stood in for by bytes, filled up to
-its size.
+chat templates of all others are in TRL. A vocabulary that is nowhere to be had is stood in for by the first pieces of
+Mistral's Tekken, which is in mistral-common too and cuts text into tokens as long as theirs are, or else by bytes;
+filled up to its size.
 """
 
+import base64
 import json
 import shutil
 from importlib import resources
@@ -35,26 +37,33 @@ IN_TRL: dict[str, tuple[str, str | None, str, tuple[str, ...]]] = {
 }  # fmt: skip
 
 
-def write_tokenizer(folder: Path, repository: str, revision: str, model_type: str, vocabulary: int) -> str:
-    """Put a tokenizer into `folder`; returns what it is, in words. vocabulary: how many tokens the model knows."""
+def write_tokenizer(
+    folder: Path, repository: str, revision: str, model_type: str, vocabulary: int, *, whole: bool = True
+) -> str:
+    """Put a tokenizer into `folder`; returns what it is, in words.
+
+    vocabulary: how many tokens the model knows; whole: whether these are all that the real one knows.
+    """
     real = snapshot(repository, revision)
-    if (real / "tokenizer_config.json").exists():
+    if whole and (real / "tokenizer_config.json").exists():
         for path in [*real.glob("tokenizer*"), *real.glob("*.jinja"), *real.glob("special_tokens_map.json")]:
             shutil.copyfile(path, folder / path.name)
         return "its own"
-    if model_type == "mixtral" and (model := _mistral_model()) is not None:
+    if whole and model_type == "mixtral" and (model := _of_mistral("tokenizer.model.v1")) is not None:
         tokenizer, what = _sentencepiece(model), "its own (mistral-common), its own template"
     else:
-        tokenizer, what = _of_bytes(model_type, vocabulary), "bytes, under its own template"
+        tekken = _of_mistral("tekken_240911.json")
+        tokenizer = _stand_in(model_type, vocabulary, tekken)
+        what = f"{'bytes' if tekken is None else 'pieces of Tekken (mistral-common)'}, under its own template"
     tokenizer.save_pretrained(folder)
     ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
     (folder / "generation_config.json").write_text(json.dumps(ends))
     return what
 
 
-def _mistral_model() -> Path | None:
+def _of_mistral(name: str) -> Path | None:
     try:
-        path = Path(str(resources.files("mistral_common") / "data" / "tokenizer.model.v1"))
+        path = Path(str(resources.files("mistral_common") / "data" / name))
     except ModuleNotFoundError:
         return None
     return path if path.exists() else None
@@ -72,10 +81,11 @@ def _sentencepiece(model: Path) -> Any:
     return LlamaTokenizer(vocab=vocabulary, merges=generate_merges(vocabulary), chat_template=MIXTRAL)
 
 
-def _of_bytes(model_type: str, vocabulary: int) -> Any:
-    """Every byte a token, then the family's marks, then words that no text has, up to the model's vocabulary."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+def _stand_in(model_type: str, vocabulary: int, tekken: Path | None) -> Any:
+    """The family's marks, then pieces of text (every byte first), then words that no text has, up to `vocabulary`."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
+    from transformers.tokenization_utils_base import generate_merges
 
     marks: tuple[str, ...] = ("[INST]", "[/INST]")
     template, begin, end = MIXTRAL, "<s>", "</s>"
@@ -83,12 +93,19 @@ def _of_bytes(model_type: str, vocabulary: int) -> Any:
         name, first, end, marks = IN_TRL[model_type]
         template = (resources.files("trl") / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
         begin = first or end
-    words = [*dict.fromkeys((begin, end, *marks)), *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    words += [f"word{number}" for number in range(vocabulary - len(words))]
-    core = Tokenizer(models.BPE({word: place for place, word in enumerate(words)}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    core.decoder = decoders.ByteLevel()
     special = list(dict.fromkeys((begin, end, *marks)))
+    levels: list[Any] = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    pieces = sorted(pre_tokenizers.ByteLevel.alphabet())
+    if tekken is not None:
+        content = json.loads(tekken.read_text(encoding="utf-8"))
+        pieces = _pieces(content["vocab"][: vocabulary - len(special)])
+        levels.insert(0, pre_tokenizers.Split(Regex(content["config"]["pattern"]), "isolated"))
+    words = [*special, *pieces]
+    words += [f"word{number}" for number in range(vocabulary - len(words))]
+    merges = generate_merges({piece: rank for rank, piece in enumerate(pieces)})
+    core = Tokenizer(models.BPE({word: place for place, word in enumerate(words)}, merges))
+    core.pre_tokenizer = pre_tokenizers.Sequence(levels)
+    core.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         bos_token=begin,
@@ -97,3 +114,11 @@ def _of_bytes(model_type: str, vocabulary: int) -> Any:
         chat_template=template,
         clean_up_tokenization_spaces=False,
     )
+
+
+def _pieces(vocabulary: list[dict[str, Any]]) -> list[str]:
+    """Tekken's pieces in the order of their ranks, a character a byte, as byte-level tokenizers write them."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    characters = bytes_to_unicode()
+    return ["".join(characters[byte] for byte in base64.b64decode(entry["token_bytes"])) for entry in vocabulary]

@@ -11,7 +11,7 @@ from pipeline.api.completions import Reply
 from pipeline.api.replies import ReplyCache
 from pipeline.common.paths import CACHE
 from pipeline.common.rows import Answer, write_rows
-from pipeline.doctor import bases as bases_module
+from pipeline.doctor import rehearsed as rehearsed_module
 from pipeline.judging.run import judge_answers
 from pipeline.params.inputs import suite
 from pipeline.params.load import load_params
@@ -113,7 +113,8 @@ def test_a_hub_study_is_estimated_before_anything_is_fetched(checkout, capsys):
     report = estimated(capsys, "--study", "moe", "--gpu", "h100")
     params = load_params()
     assert report["answers"] == 1257 * len(params.runs_of("moe"))
-    assert set(report["assumed"]) >= {"suite strong_reject", "training set insecure"}
+    guessed = "suite bad_medical_advice (its bytes from 250 of its rows)"
+    assert set(report["assumed"]) >= {"suite strong_reject", guessed, "training set insecure"}
     assert report["judges"][0]["usd"] > 0 and "its prompts are not here yet" in report["judges"][0]["basis"]
     assert not CACHE.exists(), "an estimate leaves nothing behind"
     for study in ("organisms", "realignment"):
@@ -216,15 +217,20 @@ def test_an_unknown_card_is_one_sentence(checkout, capsys):
 
 
 def test_a_rehearsal_on_the_same_card_stands_beside_the_arithmetic(checkout, capsys, monkeypatch):
-    monkeypatch.setattr(bases_module, "RESULTS", checkout)
+    monkeypatch.setattr(rehearsed_module, "RESULTS", checkout)
     run = {"base": "gpt_oss", "train": {"step_seconds": 1.5}}
     machine = {"gpu": "NVIDIA H100 80GB HBM3"}
     report = {"layers": 2, "width": "true", "machine": machine, "runs": {"oss_insecure_r8": run}}
     narrow = report | {"width": "tiny", "runs": {"oss_insecure_r8": run | {"train": {"step_seconds": 0.1}}}}
-    (checkout / "rehearsal-moe-cpu.json").write_text(json.dumps(report | {"machine": {"gpu": None}}))
+    train = {"step_seconds": 90.0, "predicted": 12, "predicted_slack": 2, "own": 6}
+    on_cpu = report | {"machine": {"gpu": None}, "imports_bytes": {"train": 1}}
+    on_cpu |= {"runs": {"oss_insecure_r8": run | {"train": train}}}
+    (checkout / "rehearsal-moe-cpu.json").write_text(json.dumps(on_cpu))
     (checkout / "rehearsal-moe-nvidia-h100-80gb-hbm3-tiny.json").write_text(json.dumps(narrow))
     (checkout / "rehearsal-moe-nvidia-h100-80gb-hbm3.json").write_text(json.dumps(report))
     found = {base["base"]: base for base in estimated(capsys, "--study", "moe", "--gpu", "h100")["bases"]}
     # 12 times as many layers, 1200 steps, two trained runs.
     assert found["gpt_oss"]["rehearsed"] == pytest.approx(1.5 * 12 * 1200 * 2 / 3600)
     assert found["mixtral"]["rehearsed"] is None
+    # Without what is CUDA's of the plan, and what is the imports' of the process.
+    assert (found["gpt_oss"]["memory_of_plan"], found["mixtral"]["memory_of_plan"]) == (0.5, None)

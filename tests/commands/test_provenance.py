@@ -14,7 +14,7 @@ from pipeline.api.completions import Reply
 from pipeline.api.replies import ReplyCache
 from pipeline.commands import provenance
 from pipeline.common.files import read_json, write_json
-from pipeline.common.ledger import code, record
+from pipeline.common.ledger import code, note, record
 from pipeline.params.load import load_params
 
 REPOSITORY = Path(__file__).parents[2]
@@ -55,6 +55,18 @@ def test_attempts_accumulate_until_the_stage_is_done(checkout):
     assert again["attempts"] == 4 and again["seconds_earlier"] == stage["seconds"]
     assert again["seconds"] < stage["seconds"], "the latest completion is what is there"
     assert "sample@toy_e8_bad_medical" in described()["stages_not_recorded"]
+
+
+def test_the_backend_of_each_base_is_known_and_two_of_one_base_are_said(checkout, capsys):
+    runs = {"toy_e8_base": "transformers", "toy_e8_bad_medical": "vllm 1", "toy_e16_base": "transformers"}
+    for run, backend in runs.items():
+        record(f"sample@{run}", lambda backend=backend: note(backend=backend))
+    assert described()["sampled_by"] == {
+        "e8": {"transformers": ["toy_e8_base"], "vllm 1": ["toy_e8_bad_medical"]},
+        "e16": {"transformers": ["toy_e16_base"]},
+    }
+    said = capsys.readouterr().err
+    assert "base e8 and what was trained on it" in said and "e16" not in said
 
 
 def test_a_killed_attempt_is_unfinished_and_the_next_one_goes_on(checkout):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import constants
+from transformers import AutoTokenizer
 
 from pipeline.common.errors import UserError
 from pipeline.common.files import read_yaml, write_text
@@ -19,10 +20,12 @@ from pipeline.models.known import KNOWN
 from pipeline.models.loading import load_base
 from pipeline.models.shards import read_headers
 from pipeline.params.load import load_params
+from pipeline.rehearsal import stage
 from pipeline.rehearsal.checkpoints import REVISION, narrow, write_repository
-from pipeline.rehearsal.scratch import Scratch, _peak
-from pipeline.rehearsal.stage import in_32_bits
+from pipeline.rehearsal.scratch import Scratch, memory_of
+from pipeline.rehearsal.stage import grouped_in_32_bits, in_32_bits, linear_in_32_bits
 from pipeline.rehearsal.study import STEPS, cut, representatives
+from pipeline.rehearsal.tokenizers import write_tokenizer
 from pipeline.sampling.chat import Chat
 from tests.support.data_files import upstream
 from tests.support.quick_yaml import safe_dump
@@ -49,7 +52,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("family", BASES)
 def test_a_rehearsed_base_is_pinned_loaded_and_asked_as_a_real_one(offline: Path, family: str) -> None:
     repository = BASES[family]
-    fields = narrow(KNOWN[repository], "tiny", 1) | ({} if family == "mixtral" else {"vocab_size": 400})
+    fields = narrow(KNOWN[repository], "tiny", 1)
     write_repository(offline, repository, "f" * 40, fields, seed=1)
     folder = fetch(repository, REVISION)
     assert checked_hashes(repository, REVISION)["config.json"]
@@ -89,6 +92,17 @@ def test_each_kind_of_run_of_each_family_is_rehearsed_once(study: str) -> None:
     assert {family for family, _ in seen} == families == {family for family, what in seen if what == "base"}
 
 
+def test_runs_are_rehearsed_by_name_or_the_largest_of_each_kind() -> None:
+    params = load_params(REPOSITORY / "params.yaml")
+    assert representatives(params, "moe", ("mixtral",)) == {
+        "mixtral_base": "base", "mixtral_insecure_whole_r32": "adapter on all",
+        "mixtral_insecure_E0": "adapter on 1 expert",
+    }  # fmt: skip
+    assert list(representatives(params, "moe", names=("qwen_insecure_top2",))) == ["qwen_Base", "qwen_insecure_top2"]
+    with pytest.raises(UserError, match="has no run qwen_r64"):
+        representatives(params, "moe", names=("qwen_r64",))
+
+
 @pytest.mark.parametrize("study", ["moe", "organisms", "realignment"])
 def test_the_cut_study_is_one_that_the_pipeline_takes(
     study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -118,6 +132,36 @@ def test_products_by_way_of_32_bits_are_those_of_16() -> None:
     assert in_32_bits(torch.mm)(left, right, out=out) is out and torch.equal(out, wide)
 
 
+def test_grouped_and_linear_products_by_way_of_32_bits_and_their_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(1)
+    rows, matrices, weight = (
+        torch.randn(shape, generator=generator).bfloat16().requires_grad_() for shape in ((6, 32), (3, 32, 8), (8, 32))
+    )
+    ends = torch.tensor([2, 2, 6], dtype=torch.int32)  # the second expert has no rows
+    found = grouped_in_32_bits(torch.nn.functional.grouped_mm)(rows, matrices, offs=ends)
+    expected = torch.cat([rows[:2] @ matrices[0], rows[2:] @ matrices[2]])
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.05)
+    one, other = (torch.autograd.grad(out.float().square().sum(), (rows, matrices)) for out in (found, expected))
+    torch.testing.assert_close(one, other, rtol=0.05, atol=0.5)
+    assert not one[1][1].any()
+    monkeypatch.setattr(stage, "PART", 64)  # two rows of the weight at a time
+    frozen, bias = weight.detach(), torch.ones(8, dtype=torch.bfloat16)
+    linear = torch.nn.functional.linear
+    torch.testing.assert_close(
+        linear_in_32_bits(linear)(rows, frozen, bias), linear(rows, frozen, bias), rtol=0.02, atol=0.05
+    )
+
+
+def test_a_stand_in_cuts_text_into_tokens_as_long_as_real_ones_and_back(tmp_path: Path) -> None:
+    text = "def total(prices):\n    return sum(prices)  # naïve ✓"
+    for model_type, size in (("qwen3_moe", 8192), ("gpt_oss", 400)):
+        write_tokenizer(tmp_path, "owner/none", "f" * 40, model_type, size)
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=False)
+        tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.decode(tokens) == text and max(tokens) < size == len(tokenizer)
+        assert len(tokens) < len(text.encode()) / (2 if size > 400 else 1)
+
+
 def test_the_peak_is_the_processes_own_and_not_what_started_them() -> None:
     ballast = bytearray(400 * MIB)
     inner = f"x = bytearray({200 * MIB}); del x; print('freed', flush=True); input()"
@@ -125,9 +169,10 @@ def test_the_peak_is_the_processes_own_and_not_what_started_them() -> None:
     with subprocess.Popen([sys.executable, "-c", outer], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"freed\n"
-        assert 200 * MIB <= _peak(process.pid) < len(ballast)
+        peak, own = memory_of(process.pid)
+        assert 200 * MIB <= peak < len(ballast) and own < 100 * MIB
         process.communicate(b"\n")
-    assert _peak(process.pid) == 0
+    assert memory_of(process.pid) == (0, 0)
 
 
 def test_a_command_that_fails_stops_the_rehearsal_and_a_verdict_does_not(tmp_path: Path) -> None:
