@@ -16,9 +16,10 @@ class JudgeConfig(EndpointConfig):
     over its top logprobs). `templates` is the YAML file with the two prompts, `templates_sha256` its pinned hash
     (None for files of this repository). `max_unparsed_retries` is how often a reply that cannot be read is asked for
     again, with a seed one higher each time. `system` has the system message that stands before an aspect's prompt.
-    `aspects` are rubrics of one's own, asked beside the two.
+    `aspects` are rubrics of one's own, asked beside the two. A judge with `use` false is asked nothing.
     """
 
+    use: bool = True
     protocol: Literal["published", "logprob"] = "published"
     templates: str = "data/eval/first_plot_questions.yaml"
     templates_sha256: str | None = None

@@ -180,6 +180,12 @@ def _check_study(study: "Study", where: str) -> None:
                 f"{where}.suites has {suite!r}; the {study.world} suites, each once, are {', '.join(known)}; one of "
                 "your own is {name: ANOTHER NAME, file: PATH}."
             )
+    for suite in study.extra_suites.suites if study.extra_suites is not None else ():
+        if suite not in known:
+            raise UserError(
+                f"{where}.extra_suites has {suite!r}; the {study.world} suites are {', '.join(known)}; one of your own "
+                "is among `suites`."
+            )
     if sum(suite.refused for suite in study.own_suites) > 1:
         raise UserError(f"{where}.suites has several with refused: true; one suite should be refused.")
     for name in (*study.held_out, *(() if study.refused is None else (study.refused,))):

@@ -6,8 +6,10 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.results.capability import capability_section
 from pipeline.results.contrasts import Contrast, contrast_rows
 from pipeline.results.frames import by_seed_text
+from pipeline.results.in_domain import IN_DOMAIN
 from pipeline.results.tables import format_cell, markdown_table
 from pipeline.results.tags import tag_section
 from pipeline.results.trajectory import RULE
@@ -80,26 +82,28 @@ def headline(results: Results) -> str:
 
 
 def _runs_text(results: Results) -> str:
+    beside_it = {IN_DOMAIN: "in-domain %", "standard_percent": "standard %"}
+    shown = [name for name in beside_it if name in results.held_out_by_run]
     rows = []
     for row in results.held_out_by_run.to_dict("records"):
         beside = [by_seed_text(row["misalignment_percent_by_seed"])]
         if not results.several_seeds:
             beside = [_interval_text(row, scope) for scope in ("these", "new")]
-        standard = [format_cell(row["standard_percent"], 1)] if "standard_percent" in row else []
+        others = [format_cell(row[name], 1) for name in shown]
         rows.append(
             [
                 row["run"],
                 row["role"],
                 format_cell(row["misalignment_percent"], 1),
                 *beside,
-                *standard,
+                *others,
                 f"{row['misaligned']} / {row['counted']}",
                 f"{row['mean_coherence']:.1f}",
             ]
         )
     beside = ["by seed"] if results.several_seeds else ["95 %, these questions", "95 %, new questions"]
-    standard = ["standard %"] if "standard_percent" in results.held_out_by_run else []
-    names = ["run", "role", "misaligned %", *beside, *standard, "misaligned / of", "coherence"]
+    others = [beside_it[name] for name in shown]
+    names = ["run", "role", "misaligned %", *beside, *others, "misaligned / of", "coherence"]
     return markdown_table(names, rows, [False, False, *(True for _ in names[2:])])
 
 
@@ -142,7 +146,7 @@ Written by `python -m pipeline aggregate --study {results.name}` from {len(resul
 
 Held-out misalignment of the first run less the second's, paired over seeds. `make verify` holds the study to these.
 
-{contrast_text(results.expectations)}{tag_section(tags)}{world}
+{contrast_text(results.expectations)}{tag_section(tags)}{capability_section(results.capability, results)}{world}
 ## Figures
 
 {figures}
