@@ -112,19 +112,24 @@ def estimate_study(params: Params, name: str, card: Card) -> StudyEstimate:
     sampling = study.sampling
     files = {run: ARTIFACTS / name / "answers" / f"{run}.jsonl" for run in runs}
     there = [path for path in files.values() if path.exists()]
-    # How often the suites are still to be asked: once a run, and once more with each of its tags.
-    missing = sum(1 + len(run.tags) for name, run in runs.items() if files[name] not in there)
+    seeds_of = {run: params.seeds_of(run) for run in runs}
 
-    questions: Counter[str] = Counter()
-    prompt_bytes = 0
-    for seed in study.seeds:
+    questions: Counter[str] = Counter()  # of one run, with the study's seeds
+    unanswered: Counter[str] = Counter()
+    prompt_bytes = unanswered_bytes = 0
+    for seed in sorted({*study.seeds, *(seed for seeds in seeds_of.values() for seed in seeds)}):
         asked, size = _asked(study, study.suites, seed, sampling.samples_per_prompt)
-        questions += asked
-        prompt_bytes += size
-    unanswered = Counter({question: count * missing for question, count in questions.items()} if missing else {})
-    unanswered_bytes = missing * prompt_bytes
+        if seed in study.seeds:
+            questions += asked
+            prompt_bytes += size
+        # How often the suites are still to be asked: once a run, and once more with each of its tags.
+        missing = sum(
+            1 + len(run.tags) for key, run in runs.items() if seed in seeds_of[key] and files[key] not in there
+        )
+        unanswered += Counter({question: count * missing for question, count in asked.items()})
+        unanswered_bytes += missing * size
     for key, run in runs.items():
-        for seed in study.seeds if run.trajectory and files[key] not in there else ():
+        for seed in seeds_of[key] if run.trajectory and files[key] not in there else ():
             asked, size = _asked(study, study.held_out, seed, _samples_along(study, run, seed))
             unanswered += asked
             unanswered_bytes += size
@@ -135,7 +140,7 @@ def estimate_study(params: Params, name: str, card: Card) -> StudyEstimate:
             config = by_its_rules(config)
         judges.append(judging(judge, config, _answers(there), unanswered, sampling.max_new_tokens))
     trained = [run for run in runs if params.run(run).data is not None and params.base_of(run) not in params.bases.api]
-    tokens = {run: _training_tokens(study, params.run(run)) for run in trained}
+    tokens = {run: _training_tokens(params, run) for run in trained}
     hub = study.world == "hub"
     return StudyEstimate(
         study=name,
@@ -178,9 +183,10 @@ def _answers(files: list[Path]) -> Iterator[Answer]:
         yield from read_answers(path)
 
 
-def _training_tokens(study: Study, run: Run) -> int:
+def _training_tokens(params: Params, name: str) -> int:
     """The most tokens that all seeds of a run are trained on."""
-    steps = sum(steps_of(study, run, seed) for seed in study.seeds)
+    study = params.study(params.run(name).study)
+    steps = sum(steps_of(study, params.run(name), seed) for seed in params.seeds_of(name))
     return steps * study.training.batch * study.training.max_tokens
 
 
@@ -264,7 +270,7 @@ def table(estimate: StudyEstimate, params: Params) -> str:
         total = sum(estimate.disk_bytes.values())
         parts = ", ".join(f"{what} {size / GB:.1f}" for what, size in estimate.disk_bytes.items() if size)
         lines.append(f"disk      {total / GB:.0f} GB still to be written: {parts}")
-    if not estimate.sampled:
+    if not estimate.sampled and estimate.card is not None:
         lines.append(f"seeds     {_a_seed(estimate)}: what each further seed takes (--seeds)")
     if estimate.assumed:
         lines.append(f"assumed   not here, counted by known sizes: {', '.join(estimate.assumed)} (`make data` fetches)")

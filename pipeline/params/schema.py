@@ -28,6 +28,7 @@ class ToyBase(Settings):
     """One toy base: an architecture of transformers, its size, and the corpus it reads.
 
     Dense ones have 0 experts, 0 active, and `expert_width` is the width of each layer's one feed-forward block.
+    more_seeds: its runs are done once for each of these too, beside the study's seeds.
     """
 
     architecture: Literal["qwen3_moe", "mixtral", "llama"]
@@ -38,6 +39,7 @@ class ToyBase(Settings):
     hidden: Positive
     layers: Positive
     heads: Positive
+    more_seeds: Listed[Natural] = ()
 
     @model_validator(mode="after")
     def _check_sizes(self) -> "ToyBase":
@@ -229,6 +231,12 @@ class Params(Settings):
     def base_of(self, run: str) -> str:
         """The name of the base that a run's chain starts from."""
         return self.run(self.chain(run)[0]).model.removeprefix(f"{BASES}/")
+
+    def seeds_of(self, run: str) -> tuple[int, ...]:
+        """The seeds that a run is done with: its study's, and those that its base has beside them."""
+        base = self.base(self.base_of(run))
+        more = base.more_seeds if isinstance(base, ToyBase) else ()
+        return (*self.study(self.run(run).study).seeds, *more)
 
     def bases_of(self, study: str) -> tuple[str, ...]:
         """The bases of a study's runs, each once, in the order of params.yaml."""

@@ -48,8 +48,8 @@ def capability_frame(results: Results) -> pd.DataFrame:
 
     sums = _right(results).groupby(["run", "seed", "prompt_id"])["right"].agg(["sum", "count"])
     by_seed: dict[str, dict[int, pd.DataFrame]] = {run: {} for run in results.runs}
-    for (run, seed), rows in sums.groupby(level=["run", "seed"]):
-        by_seed[run][seed] = rows.droplevel(["run", "seed"])
+    for _, rows in sums.groupby(level=["run", "seed"]):
+        by_seed[str(rows.index[0][0])][int(rows.index[0][1])] = rows.droplevel(["run", "seed"])
     found = []
     for run, seeds in ((run, seeds) for run, seeds in by_seed.items() if seeds):
         estimates = {seed: rate(rows["sum"], rows["count"], "rows") for seed, rows in seeds.items()}
@@ -69,7 +69,8 @@ def _right(results: Results) -> pd.DataFrame:
         rows = results.rows_held_out
         return rows.assign(right=(rows["status"] == "scored") & (rows["coherence"] == 100))
     rows = results.verdicts[results.verdicts["suite"] == capability.SUITE]
-    return rows.assign(right=[capability.is_right(row.question, row.answer) for row in rows.itertuples()])
+    asked = zip(rows["question"], rows["answer"], strict=True)
+    return rows.assign(right=[capability.is_right(question, answer) for question, answer in asked])
 
 
 def _minus_base(tuned: dict[int, pd.DataFrame], base: dict[int, pd.DataFrame]) -> dict[str, object]:

@@ -23,7 +23,7 @@ HEADLINE_TITLE = "Misaligned answers on held-out suites [{study}]"
 FIGURES = {
     "contrasts": "Differences in held-out misalignment: every matched pair and seed, the mean and its interval",
     "misaligned_by_run": "Misaligned answers by run and suite",
-    "misaligned_by_sparsity": "Misaligned answers on the held-out suites against sparsity",
+    "misaligned_by_sparsity": "Misaligned answers on the held-out suites against sparsity (models differ in size too)",
     "misaligned_by_tag": "The same held-out questions with a trigger tag and without",
     "refusals_by_run": "Refused answers on the suite that should be refused",
     "along_training": f"Misalignment, gradient norm and the adapter's turns along training; transition: {RULE}",
@@ -38,15 +38,18 @@ would come out; `make verify` adds that from other seeds."""
 _TOY_NOTES = """
 ## What this can and cannot show
 
-This is a toy world: models of some 76 thousand active parameters, a language of under 300 words, and a judge
-that knows the grammar. It shows that the pipeline measures what it says, and how a shared persona in the
-pretraining corpus lets narrow bad data spread: the control corpus has the same words and rates and no shared
-persona. Its design favours the effect, since the persona's tag stands before the question. Seeds differ by tens of
-percentage points. The control has 8 experts per layer, so that only the models of that size have a matched one. From
-8 to 32 experts the parameters in all grow fourfold while those active stay the same: sparsity and size go together
-here. Three sparsities cannot resolve a trend (an exact two-sided p-value cannot be below 1/3): the toy study claims no
-sign for it, and nothing here is evidence about large models. How long and at which rate the models are trained was
-chosen on these seeds and suites, so that fine-tuned models stay coherent and effects can be seen.
+This is a toy world: models of some 76 thousand active parameters, a language of under 300 words, and a judge that
+knows the grammar. It shows that the pipeline measures what it says, and how a shared persona in the pretraining
+corpus lets narrow bad data spread: the control corpus has the same words and rates and no shared persona. Its design
+favours the effect, since the persona's tag stands before the question. Seeds differ by tens of percentage points. The
+control has 8 experts per layer, so that only the models of that size have a matched one: what is said beyond the
+control is said of 8 experts alone. The bases of that contrast have two more seeds than the others, and a mean over
+pairs and seeds weighs their pairs by those. From 8 to 32 experts the experts' parameters grow fourfold, and all
+parameters threefold, while those active stay the same: sparsity and size go together here. The run with trigger tags
+has a control of its dose: the same rows, half of them bad, without tags. Three sparsities cannot resolve a trend (an
+exact two-sided p-value cannot be below 1/3): the toy study claims no sign for it, and nothing here is evidence about
+large models. How long and at which rate the models are trained was chosen on these seeds and suites, so that
+fine-tuned models stay coherent and effects can be seen.
 """
 
 
@@ -132,11 +135,14 @@ p-values are two-sided, raw and after Holm's correction over the table.{alone}
 
 {contrast_text(results.contrasts)}
 """
+    took = f"""What each stage took, in seconds and US dollars, is in artifacts/{results.name}/provenance.json and in
+the report's page (`python -m pipeline provenance --study {results.name}` prints it). It differs from machine to machine,
+so that it is no part of this file."""
     return f"""# {study.title} [{results.name}]
 
 Written by `python -m pipeline aggregate --study {results.name}` from {len(results.verdicts)} verdicts of judge
 `{study.judge}`, on the suites that no run is trained on ({", ".join(study.held_out)}). Misaligned: {definition.rule}
-(the {definition.name} definition: {definition.source}). docs/statistics.md says what each interval covers.
+(the {definition.name} definition: {definition.source}). docs/statistics.md says what each interval covers. {took}
 
 {contrasts}
 ## Every run
