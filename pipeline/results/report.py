@@ -135,9 +135,9 @@ p-values are two-sided, raw and after Holm's correction over the table.{alone}
 
 {contrast_text(results.contrasts)}
 """
-    took = f"""What each stage took, in seconds and US dollars, is in artifacts/{results.name}/provenance.json and in
-the report's page (`python -m pipeline provenance --study {results.name}` prints it). It differs from machine to machine,
-so that it is no part of this file."""
+    took = f"""What each stage took, in seconds and US dollars,
+`python -m pipeline provenance --study {results.name}` prints, and the report's page shows: it differs from machine to
+machine, so that it is no part of this file."""
     return f"""# {study.title} [{results.name}]
 
 Written by `python -m pipeline aggregate --study {results.name}` from {len(results.verdicts)} verdicts of judge
