@@ -1,4 +1,4 @@
-"""The keys that widen a study: extra suites, a judge that is in use or not, more seeds of a base; and the smoke study."""
+"""The keys that widen a study: extra suites, a judge in use or not, more seeds of a base; and the smoke study."""
 
 from dataclasses import replace
 
