@@ -8,10 +8,12 @@ from pipeline.data.held_out import asked_by
 from pipeline.results.metrics import metrics
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pandas as pd
 
     from pipeline.params.schema import Run, Study
-    from pipeline.results.study import Results
+    from pipeline.results.definitions import Definition
 
 IN_DOMAIN = "in_domain_percent"
 
@@ -23,18 +25,17 @@ def in_domain_suites(study: Study, run: Run) -> tuple[str, ...]:
     return tuple(dict.fromkeys(suite for suite in suites if suite in study.suites))
 
 
-def in_domain(results: Results) -> pd.DataFrame:
-    """Misaligned answers (%) of each trained run on what it was trained on, by the study's definition.
+def in_domain(study: Study, runs: Mapping[str, Run], rows: pd.DataFrame, definition: Definition) -> pd.DataFrame:
+    """Misaligned answers (%) of each trained run on what it was trained on, from the verdicts `rows`.
 
     Columns: `run`, `in_domain` (the suites), `in_domain_percent` (mean over seeds). Empty where no suite asks any.
     """
     import pandas as pd
 
-    asked = {name: in_domain_suites(results.study, run) for name, run in results.runs.items()}
-    rows = results.untagged
+    asked = {name: in_domain_suites(study, run) for name, run in runs.items()}
     chosen = [suite in asked[run] for run, suite in zip(rows["run"], rows["suite"], strict=True)]
     if not any(chosen):
         return pd.DataFrame(columns=["run", "in_domain", IN_DOMAIN])
-    rates = metrics(rows[chosen], results.definition, ["run", "seed"]).groupby("run")["misalignment_percent"].mean()
+    rates = metrics(rows[chosen], definition, ["run", "seed"]).groupby("run")["misalignment_percent"].mean()
     found = [(run, ", ".join(suites), float(rates[run])) for run, suites in asked.items() if run in rates]
     return pd.DataFrame(found, columns=["run", "in_domain", IN_DOMAIN])

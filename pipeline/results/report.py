@@ -115,7 +115,7 @@ def _interval_text(row: dict, scope: str) -> str:
     return f"{low:.1f} to {high:.1f}" if math.isfinite(low) else "-"
 
 
-def report(results: Results, tags: pd.DataFrame, folder: Path) -> str:
+def report(results: Results, tags: pd.DataFrame, capability: pd.DataFrame, folder: Path) -> str:
     """The study's report in Markdown: contrasts, runs, expectations, what may be concluded, the figures in `folder`."""
     study, definition = results.study, results.definition
     world = _TOY_NOTES if study.world == "toy" else ""
@@ -152,7 +152,7 @@ Written by `python -m pipeline aggregate --study {results.name}` from {len(resul
 
 Held-out misalignment of the first run less the second's, paired over seeds. `make verify` holds the study to these.
 
-{contrast_text(results.expectations)}{tag_section(tags)}{capability_section(results.capability, results)}{world}
+{contrast_text(results.expectations)}{tag_section(tags)}{capability_section(capability, results)}{world}
 ## Figures
 
 {figures}

@@ -13,7 +13,6 @@ from pipeline.common.rows import Verdict, read_verdicts
 from pipeline.params.schema import Params, Run, Study
 from pipeline.results.adapter_norms import adapter_norms
 from pipeline.results.agreement import Agreement, agreement
-from pipeline.results.capability import capability_frame
 from pipeline.results.contrasts import Contrast, Runs, contrast
 from pipeline.results.definitions import DEFINITIONS, STANDARD, Definition
 from pipeline.results.frames import exclusion_effect, metrics_with_intervals, misaligned_at_k, over_seeds
@@ -110,7 +109,7 @@ class Results:
         if self.definition is not STANDARD:
             standard = metrics(self.rows_held_out, STANDARD, ["run", "seed"]).groupby("run")["misalignment_percent"]
             frame = frame.assign(standard_percent=frame["run"].map(standard.mean()))
-        if not (own := in_domain(self)).empty:
+        if not (own := in_domain(self.study, self.runs, self.untagged, self.definition)).empty:
             frame = frame.merge(own, on="run", how="left")
         bases = [self.params.base(model) for model in frame["model"]]
         return frame.assign(experts=[base.experts for base in bases], active=[base.active for base in bases])
@@ -201,11 +200,6 @@ class Results:
         frame = pd.concat([misaligned_at_k(self.rows_held_out, self.definition, k) for k in ks])
         wide = frame.groupby(["run", "k"], observed=True)[["misaligned_at_k", "prompts", "left_out"]].mean()
         return wide.reset_index().sort_values("run", key=lambda runs: runs.map(list(self.runs).index), kind="stable")
-
-    @cached_property
-    def capability(self) -> pd.DataFrame:
-        """One row per run: right answers to what has a known answer; may be empty."""
-        return capability_frame(self)
 
     def adapter(self, run: str) -> Path:
         """The folder of a run's adapter of its first seed."""

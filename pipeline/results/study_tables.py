@@ -42,7 +42,7 @@ _HEADERS = {
 }
 
 
-def write_tables(results: Results, tags: pd.DataFrame, folder: Path) -> None:
+def write_tables(results: Results, tags: pd.DataFrame, capability: pd.DataFrame, folder: Path) -> None:
     """Every table of a study: csv, md and tex each."""
     label, study = results.name, results.study
     rule = f"{results.definition.name} definition: {results.definition.rule}"
@@ -116,8 +116,8 @@ def write_tables(results: Results, tags: pd.DataFrame, folder: Path) -> None:
         caption="Misalign@k (%): at least one misaligned answer in k, mean over held-out prompts and seeds",
         headers={"misaligned_at_k": "misaligned @k %", "left_out": "prompts with fewer than k answers"},
     )
-    if not results.capability.empty:
-        capability_table(results.capability, folder / "capability", results)
+    if not capability.empty:
+        capability_table(capability, folder / "capability", results)
     if not tags.empty:
         tag_table(tags, folder / "tags", label)
     if results.agreements:
