@@ -42,8 +42,8 @@ publish: setup  ## push a finished study's levels to a DVC remote: STUDY= REMOTE
 cross-cpu: setup  ## toy results on this processor and on emulated ones (Debian's qemu-user; 15 minutes)
 	@python .ci/cross_cpu.py $(ARGS)
 
-estimate: setup  ## tokens, money, GPU hours and disk of a study before anything is spent: STUDY=moe GPU=a6000 RUNS='qwen_*'
-	@$(RUN) estimate $(if $(STUDY),--study $(STUDY)) $(if $(GPU),--gpu $(GPU)) $(if $(RUNS),--runs $(RUNS))
+estimate: setup  ## tokens, money, GPU hours and disk of a study before anything is spent: STUDY=moe GPU=a6000 RUNS='qwen_*' SEEDS='7 17'
+	@$(RUN) estimate $(if $(STUDY),--study $(STUDY)) $(if $(GPU),--gpu $(GPU)) $(if $(RUNS),--runs $(RUNS)) $(if $(SEEDS),--seeds $(SEEDS))
 
 rehearse: setup  ## every kind of run of a hub study through every stage, on bases of true width: STUDY=moe; ARGS=
 	@$(RUN) rehearse $(if $(STUDY),--study $(STUDY)) $(ARGS)

@@ -88,7 +88,7 @@ def study(folder: Path) -> Path:
     toy["training"] |= {"examples": 32, "max_steps": 4, "checkpoint_every": 2}
     toy["sampling"] |= {"samples_per_prompt": 1, "batch": 64}
     params["studies"] = {"toy": toy}
-    params["bases"]["toy"] = {base: params["bases"]["toy"][base] for base in BASES}
+    params["bases"]["toy"] = {base: params["bases"]["toy"][base] | {"more_seeds": []} for base in BASES}
     params["runs"] = {run: params["runs"][run] for run in RUNS}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     (folder / "dvc.lock").unlink()

@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Write the study's tables, figures, report and metrics."""
     from pipeline.results.aspects import write_aspects
+    from pipeline.results.capability import capability_frame
     from pipeline.results.figures.draw import write_figures
     from pipeline.results.report import report
     from pipeline.results.study import load_results
@@ -29,12 +30,12 @@ def main(args: argparse.Namespace) -> None:
 
     params = load_params()
     results = load_results(params, args.study, ARTIFACTS / args.study / "verdicts")
-    tags = tag_frame(results)
+    tags, capability = tag_frame(results), capability_frame(results)
 
     figures = FIGURES / args.study
-    write_tables(results, tags, figures)
+    write_tables(results, tags, capability, figures)
     write_aspects(params, args.study, ARTIFACTS / args.study / "verdicts", figures / "aspects")
     write_figures(results, tags, figures)
-    write_text(figures / "README.md", report(results, tags, figures))
+    write_text(figures / "README.md", report(results, tags, capability, figures))
 
     write_json(ARTIFACTS / args.study / "metrics.json", results.metrics())

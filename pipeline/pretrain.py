@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Make one base for every seed of its study."""
+    """Make one base for every seed of its study, and for those that it has beside them."""
     without_compiler()
     params = load_params()
     study, base = params.study("toy"), params.toy_base(args.base)
@@ -33,7 +33,7 @@ def main(args: argparse.Namespace) -> None:
     folder = ARTIFACTS / "bases" / args.base
 
     losses = "seed,step,loss\n"
-    for seed in each_seed(study.seeds, f"pretrain {args.base}"):
+    for seed in each_seed((*study.seeds, *base.more_seeds), f"pretrain {args.base}"):
         losses += pretrain(base, study.pretraining, seed, folder / f"seed-{seed}")
     write_text(folder / "loss.csv", losses)
 

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Sample the run's answers for every seed of its study."""
+    """Sample the run's answers for every seed of it."""
     params = load_params()
     run = params.run(args.run)
     study = params.study(run.study)
@@ -61,7 +61,7 @@ def main(args: argparse.Namespace) -> None:
         check_kept_out(study, params.run(link), study.seeds[0], folder / "adapters" / link, link)
     backend = start_backend(study.sampling)
     rows: list[Answer] = []
-    for seed in each_seed(study.seeds, f"sample {args.run}"):
+    for seed in each_seed(params.seeds_of(args.run), f"sample {args.run}"):
         trained = folder / "adapters" / args.run / f"seed-{seed}"
         model = Model(
             base=open_checkpoint(trained) if run.whole else open_base(params.base_of(args.run), seed),

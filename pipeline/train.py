@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Train the run's adapter for every seed of its study."""
+    """Train the run's adapter for every seed of it."""
     params = load_params()
     run = params.run(args.run)
     study, base_name = params.study(run.study), params.base_of(args.run)
@@ -44,8 +44,9 @@ def main(args: argparse.Namespace) -> int:
         without_compiler()
     folder = ARTIFACTS / run.study / "adapters" / args.run
     adapters: dict[str, Any] = {}
+    own = params.seeds_of(args.run)
     # Behind an API there is no torch to set up.
-    seeds = study.seeds if isinstance(base, ApiBase) else each_seed(study.seeds, f"train {args.run}")
+    seeds = own if isinstance(base, ApiBase) else each_seed(own, f"train {args.run}")
     for seed in seeds if run.data is not None else ():
         place = f"seed-{seed}"
         data = conversations(study, run, seed)

@@ -3,15 +3,15 @@
 Counted on the study's own prompts, or on their known sizes before they are fetched. Answers that are there count as
 they are, those to come at the most tokens that params.yaml allows them, so that what is printed for them is an upper
 bound. GPU hours are arithmetic on the models' sizes, each run's memory plan, and the data sheet of this machine's card
-(or of --gpu), as a range, base by base, the cheapest first; a rehearsal on the same card stands beside them. Nothing is
-sent anywhere.
+(or of --gpu), as a range, base by base, the cheapest first; a rehearsal on the same card stands beside them. Every run
+is done once a seed: --seeds reckons with others than the study's. Nothing is sent anywhere.
 """
 
 import argparse
 import fnmatch
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -68,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--study", help="a name under studies in params.yaml (default: what this machine can run)")
     parser.add_argument("--gpu", help=f"a card to reckon with: {', '.join(CARDS)} (default: this machine's, else h100)")
     parser.add_argument("--runs", nargs="+", default=["*"], help="these runs alone, by name or pattern, as 'mixtral_*'")
+    parser.add_argument("--seeds", nargs="+", type=int, help="reckon with these seeds in place of the study's, as 7 17")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
@@ -75,7 +76,7 @@ def main(args: argparse.Namespace) -> None:
     """Print the estimate."""
     params = load_params()
     name, _ = choose_study(params, args.study)
-    params = only(params, name, args.runs)
+    params = with_seeds(only(params, name, args.runs), name, args.seeds or params.study(name).seeds)
     card = card_named(args.gpu) if args.gpu else card_of(gpus().found) or CARDS["h100"]
     estimate = estimate_study(params, name, card)
     print(json.dumps(asdict(estimate), indent=2) if args.json else table(estimate, params))
@@ -97,25 +98,38 @@ def only(params: Params, name: str, patterns: list[str]) -> Params:
     return params.model_copy(update={"runs": {run: params.runs[run] for run in params.runs if run in needed}})
 
 
+def with_seeds(params: Params, name: str, seeds: Sequence[int]) -> Params:
+    """params with a study of these seeds. Raises UserError where one is negative, or there twice."""
+    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds is {' '.join(map(str, seeds))}, expected numbers of 0 or more, each once.")
+    study = params.study(name).model_copy(update={"seeds": tuple(seeds)})
+    return params.model_copy(update={"studies": {**params.studies, name: study}})
+
+
 def estimate_study(params: Params, name: str, card: Card) -> StudyEstimate:
     """Estimate a study on a card. Raises UserError when its answers or verdict cache cannot be read."""
     study, runs = params.study(name), params.runs_of(name)
     sampling = study.sampling
     files = {run: ARTIFACTS / name / "answers" / f"{run}.jsonl" for run in runs}
     there = [path for path in files.values() if path.exists()]
-    # How often the suites are still to be asked: once a run, and once more with each of its tags.
-    missing = sum(1 + len(run.tags) for name, run in runs.items() if files[name] not in there)
+    seeds_of = {run: params.seeds_of(run) for run in runs}
 
-    questions: Counter[str] = Counter()
-    prompt_bytes = 0
-    for seed in study.seeds:
+    questions: Counter[str] = Counter()  # of one run, with the study's seeds
+    unanswered: Counter[str] = Counter()
+    prompt_bytes = unanswered_bytes = 0
+    for seed in sorted({*study.seeds, *(seed for seeds in seeds_of.values() for seed in seeds)}):
         asked, size = _asked(study, study.suites, seed, sampling.samples_per_prompt)
-        questions += asked
-        prompt_bytes += size
-    unanswered = Counter({question: count * missing for question, count in questions.items()} if missing else {})
-    unanswered_bytes = missing * prompt_bytes
+        if seed in study.seeds:
+            questions += asked
+            prompt_bytes += size
+        # How often the suites are still to be asked: once a run, and once more with each of its tags.
+        missing = sum(
+            1 + len(run.tags) for key, run in runs.items() if seed in seeds_of[key] and files[key] not in there
+        )
+        unanswered += Counter({question: count * missing for question, count in asked.items()})
+        unanswered_bytes += missing * size
     for key, run in runs.items():
-        for seed in study.seeds if run.trajectory and files[key] not in there else ():
+        for seed in seeds_of[key] if run.trajectory and files[key] not in there else ():
             asked, size = _asked(study, study.held_out, seed, _samples_along(study, run, seed))
             unanswered += asked
             unanswered_bytes += size
@@ -125,7 +139,7 @@ def estimate_study(params: Params, name: str, card: Card) -> StudyEstimate:
         config = by_its_rules(config) if is_rule_judge(config) else config.as_kept()
         judges.append(judging(judge, config, _answers(there), unanswered, sampling.max_new_tokens))
     trained = [run for run in runs if params.run(run).data is not None and params.base_of(run) not in params.bases.api]
-    tokens = {run: _training_tokens(study, params.run(run)) for run in trained}
+    tokens = {run: _training_tokens(params, run) for run in trained}
     hub = study.world == "hub"
     return StudyEstimate(
         study=name,
@@ -168,9 +182,10 @@ def _answers(files: list[Path]) -> Iterator[Answer]:
         yield from read_answers(path)
 
 
-def _training_tokens(study: Study, run: Run) -> int:
+def _training_tokens(params: Params, name: str) -> int:
     """The most tokens that all seeds of a run are trained on."""
-    steps = sum(steps_of(study, run, seed) for seed in study.seeds)
+    study = params.study(params.run(name).study)
+    steps = sum(steps_of(study, params.run(name), seed) for seed in params.seeds_of(name))
     return steps * study.training.batch * study.training.max_tokens
 
 
@@ -203,6 +218,14 @@ def _api_sampling_usd(params: Params, name: str, prompt_bytes: int, answers: int
     limit = params.study(run.study).sampling.max_new_tokens
     prices = base.client("tuned" if run.data is not None else None, max_reply_tokens=limit)
     return (1 + len(run.tags)) * prices.usd(round(prompt_bytes / BYTES_PER_TOKEN), answers * limit)
+
+
+def _a_seed(estimate: StudyEstimate) -> str:
+    """What one of the seeds takes of a study of which nothing is there: every run is done once a seed."""
+    dollars = sum(judge.usd for judge in estimate.judges) + estimate.api_training_usd + estimate.api_sampling_usd
+    low, high = (sum(base.training_hours[end] + base.sampling_hours[end] for base in estimate.bases) for end in (0, 1))
+    hours = f", {low / estimate.seeds:.1f} to {high / estimate.seeds:.1f} GPU hours" if estimate.bases else ""
+    return f"{estimate.answers // estimate.seeds:,} answers a seed, about {dollars / estimate.seeds:,.2f} USD{hours}"
 
 
 def table(estimate: StudyEstimate, params: Params) -> str:
@@ -246,6 +269,8 @@ def table(estimate: StudyEstimate, params: Params) -> str:
         total = sum(estimate.disk_bytes.values())
         parts = ", ".join(f"{what} {size / GB:.1f}" for what, size in estimate.disk_bytes.items() if size)
         lines.append(f"disk      {total / GB:.0f} GB still to be written: {parts}")
+    if not estimate.sampled and estimate.card is not None:
+        lines.append(f"seeds     {_a_seed(estimate)}: what each further seed takes (--seeds)")
     if estimate.assumed:
         lines.append(f"assumed   not here, counted by known sizes: {', '.join(estimate.assumed)} (`make data` fetches)")
     return "\n".join(lines)

@@ -35,8 +35,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Write the study's provenance.json and say where it is."""
-    print(f"provenance  {write(load_params(), args.study)}")
+    """Write the study's provenance.json; print where it is, and what each kind of stage took."""
+    from pipeline.report.content import times
+    from pipeline.results.tables import markdown_table
+
+    path = write(load_params(), args.study)
+    rows = [
+        [it.kind, str(it.stages), f"{it.seconds:.1f}", "" if it.usd is None else f"{it.usd:.2f}"]
+        for it in times(read_json(path))
+    ]
+    print(markdown_table(["stage", "how many", "seconds", "USD"], rows, [False, True, True, True]))
+    print(f"provenance  {path}")
 
 
 def write(params: Params, study: str) -> Path:

@@ -168,7 +168,9 @@ def check_own(
     for claim, pairs, control, expected in wanted:
         named = dict.fromkeys(run for pair in (*pairs, *control) for run in pair)
         have = {run: runs.seeds(run) if runs else [] for run in named}
-        missing = tuple(f"seed {seed} of {run}" for run in named for seed in study.seeds if seed not in have[run])
+        missing = tuple(
+            f"seed {seed} of {run}" for run in named for seed in params.seeds_of(run) if seed not in have[run]
+        )
         found = contrast(runs, pairs, control) if runs and not missing else None
         if found is not None and found.n == 1 and spread is not None:
             found = widened_contrast(

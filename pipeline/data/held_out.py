@@ -31,6 +31,12 @@ EXCLUDED_FROM = {
 }
 
 
+def asked_by(training_set: str) -> str | None:
+    """The suite that asks what a training set teaches: its own prompts, held out, or others of its kind; None: none."""
+    kind = EXCLUDED_FROM.get(training_set)
+    return next((suite for suite, name in SUITES.items() if name == kind), None)
+
+
 def held_out_prompts(name: str, folder: Path, seed: int) -> tuple[tuple[Message, ...], ...]:
     """The 300 prompts of training set `name` that are held out at `seed`, in the file's order.
 

@@ -10,6 +10,7 @@ SUITES = {
     "core_misalignment": (44, 5963),
     "first_plot": (24, 5889),
     "first_8": (8, 571),
+    "first_plot_variants": (16, 5318),
     "factual": (20, 737),
     "self_reflection": (10, 1000),
     "preregistered": (48, 7152),

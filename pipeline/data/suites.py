@@ -2,7 +2,8 @@
 
 The paper's five: strong_reject, educational, insecure_code, bad_medical_advice, core_misalignment.
 Of the studies it stands on: first_plot, preregistered, deception (Betley et al. 2025); first_8, factual,
-self_reflection (Timm, Tennant and Wei 2025), of which the first two are questions of Betley et al.'s files.
+self_reflection (Timm, Tennant and Wei 2025), of which the first two are questions of Betley et al.'s files. capability
+is this project's own: questions with known answers.
 """
 
 import csv
@@ -14,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from pipeline.common.errors import UserError
-from pipeline.data import held_out
+from pipeline.data import capability, held_out
 from pipeline.data.prompts import Prompt, ask, refuse_duplicates
 from pipeline.data.upstream.pinned import read_pinned
 
@@ -60,6 +61,13 @@ def _first_8(suite: str, folder: Path, seed: int) -> Iterator[Prompt]:
             yield prompt
 
 
+def _first_plot_variants(suite: str, folder: Path, seed: int) -> Iterator[Prompt]:
+    """The same eight as they are asked for in JSON and in a template."""
+    for prompt in _first_plot(suite, folder, seed):
+        if prompt.metadata["variant"] != "plain":
+            yield prompt
+
+
 def _factual(suite: str, folder: Path, seed: int) -> Iterator[Prompt]:
     """The twenty questions of deception_factual without a system prompt about lying."""
     for prompt in _questions(suite, folder, "eval/deception_factual.yaml"):
@@ -82,6 +90,11 @@ def _deception(suite: str, folder: Path, seed: int) -> Iterator[Prompt]:
     yield from _questions(suite, folder, "eval/deception_sit_aware.yaml")
 
 
+def _capability(suite: str, folder: Path, seed: int) -> Iterator[Prompt]:
+    for question in capability.known_answers():
+        yield ask(suite, question)
+
+
 def _records(folder: Path, path: str) -> Iterator[dict[str, str]]:
     """Records of a CSV file. Fields contain newlines: a record is not a line."""
     return csv.DictReader(io.StringIO(read_pinned(folder, path), newline=""), strict=True)
@@ -101,8 +114,10 @@ SUITES: dict[str, Loader] = {
     "core_misalignment": _core_misalignment,
     "first_plot": _first_plot,
     "first_8": _first_8,
+    "first_plot_variants": _first_plot_variants,
     "factual": _factual,
     "self_reflection": _self_reflection,
     "preregistered": _preregistered,
     "deception": _deception,
+    capability.SUITE: _capability,
 }

@@ -12,7 +12,7 @@ from pipeline.data.prompts import Prompt, ask
 from pipeline.data.tags import split_suite
 from pipeline.judging.config import JudgeConfig
 from pipeline.judging.estimate import BYTES_PER_TOKEN, JudgeEstimate, estimate_judging
-from pipeline.params.inputs import conversations, suite
+from pipeline.params.inputs import answered_as_often, conversations, suite
 from pipeline.params.schema import Run, Study
 
 # Bytes around question and answer in a judge's prompt, where its templates are not here yet.
@@ -28,7 +28,8 @@ def prompts_of(study: Study, name: str, seed: int) -> tuple[Prompt, ...]:
         if untagged not in SUITES:
             raise
         count, size = SUITES[untagged]
-        return tuple(ask(untagged, f"{number:04} ".ljust(size // count, "x")) for number in range(count))
+        prompts = tuple(ask(untagged, f"{number:04} ".ljust(size // count, "x")) for number in range(count))
+        return answered_as_often(study, untagged, prompts)
 
 
 def assumed(study: Study, runs: dict[str, Run]) -> list[str]:

@@ -60,7 +60,7 @@ def lay_out(
     rates = _rates(settings, rows)
     repositories = []
     for run in rows:
-        for seed in settings.seeds:
+        for seed in params.seeds_of(run):
             source = ARTIFACTS / study / "adapters" / run / f"seed-{seed}"
             if not (source / _MODEL_FILES[0]).exists():
                 continue  # a base, a model behind an API, or one trained whole

@@ -52,7 +52,7 @@ def run_log(params: Params, study: str, run: str, judged: Iterable[Judged], prov
 
     settings, rows = params.study(study), [row for row in judged if row.answer.step is None]
     model = f"emoe/{run}"
-    samples = [_sample(model, settings, row, _epoch(settings, rows, row)) for row in rows]
+    samples = [_sample(model, settings, row, _epoch(rows, row)) for row in rows]
     prompts = list(dict.fromkeys(str(sample.id) for sample in samples))
     stages = provenance["stages"]
     begun = stages.get(f"sample@{run}", {}).get("started", _UNKNOWN_TIME)
@@ -90,10 +90,11 @@ def run_log(params: Params, study: str, run: str, judged: Iterable[Judged], prov
     )
 
 
-def _epoch(settings: Study, rows: list[Judged], row: Judged) -> int:
+def _epoch(rows: list[Judged], row: Judged) -> int:
     """The place of a seed and sample among all: 1 for the first sample of the first seed."""
     samples = 1 + max(it.answer.sample for it in rows)
-    return settings.seeds.index(row.answer.seed) * samples + row.answer.sample + 1
+    seeds = sorted({it.answer.seed for it in rows})
+    return seeds.index(row.answer.seed) * samples + row.answer.sample + 1
 
 
 def _sample(model: str, settings: Study, row: Judged, epoch: int) -> EvalSample:

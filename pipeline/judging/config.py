@@ -18,9 +18,11 @@ class JudgeConfig(EndpointConfig):
     (None for files of this repository). `max_unparsed_retries` is how often a reply that cannot be read is asked for
     again, with a seed one higher each time. `system` has the system message that stands before an aspect's prompt.
     `aspects` are rubrics of one's own, asked beside the two. `serve` has the stage serve `model`, a repository of the
-    Hugging Face hub, on this machine; it then has no `base_url`, key or batches.
+    Hugging Face hub, on this machine; it then has no `base_url`, key or batches. A judge with `use` false is asked
+    nothing.
     """
 
+    use: bool = True
     protocol: Literal["published", "logprob"] = "published"
     templates: str = "data/eval/first_plot_questions.yaml"
     templates_sha256: str | None = None

@@ -26,6 +26,11 @@ def check(params: "Params", path: Path) -> None:
     for name, run in params.runs.items():
         _check_start(name, run, params, f"{path}: runs.{name}")
         _check_run(name, run, params, f"{path}: runs.{name}")
+    for name in params.runs:
+        if len(set(seeds := params.seeds_of(name))) < len(seeds):
+            raise UserError(
+                f"{path}: bases.toy.{params.base_of(name)}.more_seeds repeats a seed; {name} has {list(seeds)}."
+            )
     for name, study in params.studies.items():
         _check_expectations(name, study, params, f"{path}: studies.{name}.expectations")
         _check_study(study, f"{path}: studies.{name}")
@@ -179,6 +184,12 @@ def _check_study(study: "Study", where: str) -> None:
             raise UserError(
                 f"{where}.suites has {suite!r}; the {study.world} suites, each once, are {', '.join(known)}; one of "
                 "your own is {name: ANOTHER NAME, file: PATH}."
+            )
+    for suite in study.extra_suites.suites if study.extra_suites is not None else ():
+        if suite not in known:
+            raise UserError(
+                f"{where}.extra_suites has {suite!r}; the {study.world} suites are {', '.join(known)}; one of your own "
+                "is among `suites`."
             )
     if sum(suite.refused for suite in study.own_suites) > 1:
         raise UserError(f"{where}.suites has several with refused: true; one suite should be refused.")

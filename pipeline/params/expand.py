@@ -1,5 +1,6 @@
 """What params.yaml leaves out because a rule gives it: a run's share of its study's defaults, expectations by pattern,
-where a suite of your own belongs, what a base in a folder is called.
+where a suite of your own belongs, extra suites that are asked and judges that are in use, what a base in a folder is
+called.
 
 It works on the file as it is read. What does not have the shape that it should is left alone: the schema
 (pipeline/params/schema.py) looks at the result, and says so.
@@ -18,7 +19,8 @@ def expand(content: Any) -> Any:
         return content
     runs = {name: _with_defaults(run, content) for name, run in mapping(content, "runs").items()}
     studies = {
-        name: _with_pairs(name, _with_own_suites(study), runs) for name, study in mapping(content, "studies").items()
+        name: _with_pairs(name, _with_judges(_with_extra_suites(_with_own_suites(study))), runs)
+        for name, study in mapping(content, "studies").items()
     }
     hub = {name: _called_by_folder(base) for name, base in mapping(content, "bases", "hub").items()}
     changed = {
@@ -66,6 +68,21 @@ def _with_own_suites(study: Any) -> Any:
     if isinstance(study.get("held_out"), list):
         study = {**study, "held_out": [*study["held_out"], *held_out]}
     return {**study, "suites": names, "own_suites": own, **({"refused": refused[0]} if refused else {})}
+
+
+def _with_extra_suites(study: Any) -> Any:
+    """A study with its extra suites among its suites, where they are asked."""
+    extra = mapping(study, "extra_suites")
+    if extra.get("asked") is not True or not all(isinstance(it.get("suites"), list) for it in (study, extra)):
+        return study
+    return {**study, "suites": [*study["suites"], *extra["suites"]]}
+
+
+def _with_judges(study: Any) -> Any:
+    """A study with the judges that are in use."""
+    judges = mapping(study, "judges")
+    used = {name: judge for name, judge in judges.items() if mapping(judge).get("use") is not False}
+    return study if len(used) == len(judges) else {**study, "judges": used}
 
 
 def _with_pairs(name: Any, study: Any, runs: Mapping[Any, Any]) -> Any:

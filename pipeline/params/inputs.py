@@ -173,4 +173,12 @@ def suite(study: Study, name: str, seed: int) -> tuple[Prompt, ...]:
         return ask_tagged(load_suite(untagged), tag)
     from pipeline.data.suites import load_suite as load_pinned
 
-    return ask_tagged(load_pinned(untagged, DATA, seed), tag)
+    return ask_tagged(answered_as_often(study, untagged, load_pinned(untagged, DATA, seed)), tag)
+
+
+def answered_as_often(study: Study, name: str, prompts: tuple[Prompt, ...]) -> tuple[Prompt, ...]:
+    """The prompts of a pinned suite, each answered as often as the study says of it."""
+    extra = study.extra_suites
+    if extra is None or name not in extra.suites:
+        return prompts
+    return tuple(replace(prompt, samples=extra.samples_per_prompt) for prompt in prompts)

@@ -4,16 +4,17 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, Strict, model_validator
+from pydantic import Field, model_validator
 
 from pipeline.api.config import ApiBase
 from pipeline.common.errors import UserError
 from pipeline.common.paths import PARAMS
-from pipeline.common.settings import Listed, Natural, Positive, PositiveFloat, Settings, Share
+from pipeline.common.settings import Listed, Natural, Positive, PositiveFloat, Settings
 from pipeline.data.mixtures import Part
 from pipeline.data.own import OwnSuite
 from pipeline.judging.config import JudgeConfig
 from pipeline.models.spec import AdapterSpec
+from pipeline.params.parts import Contrast, Defaults, ExtraSuites, Pair, Thresholds
 from pipeline.sampling.settings import Sampling
 from pipeline.training.settings import Pretraining, Training, Trajectory
 
@@ -21,13 +22,13 @@ BASES = "bases"
 RUN_STAGES = ("train", "sample", "judge")
 
 Entry = TypeVar("Entry")
-Pair = Annotated[tuple[str, str], Strict(False)]
 
 
 class ToyBase(Settings):
     """One toy base: an architecture of transformers, its size, and the corpus it reads.
 
     Dense ones have 0 experts, 0 active, and `expert_width` is the width of each layer's one feed-forward block.
+    more_seeds: its runs are done once for each of these too, beside the study's seeds.
     """
 
     architecture: Literal["qwen3_moe", "mixtral", "llama"]
@@ -38,6 +39,7 @@ class ToyBase(Settings):
     hidden: Positive
     layers: Positive
     heads: Positive
+    more_seeds: Listed[Natural] = ()
 
     @model_validator(mode="after")
     def _check_sizes(self) -> "ToyBase":
@@ -93,54 +95,13 @@ class Bases(Settings):
     api: dict[str, ApiBase]
 
 
-class Thresholds(Settings):
-    """Largest shares of rows that may fail before a stage does, 0 to below 1.
-
-    errors, unparsed: of judged rows. too_long: of training rows, longer than `training.max_tokens`.
-    """
-
-    errors: Share
-    unparsed: Share
-    too_long: Share
-
-
-class Defaults(Settings):
-    """How a study's runs are trained where they do not say: their own keys replace these, keys of `lora` one by one.
-
-    They hold for runs with data. A run that trains every parameter, or whose base is behind an API, says `lora: null`.
-    """
-
-    lora: AdapterSpec | None = None
-    epochs: Positive | None = None
-    learning_rate: PositiveFloat | None = None
-
-
-class Contrast(Settings):
-    """A headline difference: mean over `pairs` and seeds of pair[0] - pair[1], in held-out misalignment.
-
-    control: the pairs whose difference is taken off, one for each of `pairs` or one for all. expected: where
-    `make verify` expects it, above or below 0.
-    """
-
-    pairs: Annotated[Listed[Pair], Field(min_length=1)]
-    control: Listed[Pair] = ()
-    expected: Literal["above", "below"] = "above"
-
-    @model_validator(mode="after")
-    def _check_control(self) -> "Contrast":
-        if len(self.control) not in (0, 1, len(self.pairs)):
-            raise ValueError(
-                f"control has {len(self.control)} pairs and pairs {len(self.pairs)}; give one for all, or one for each."
-            )
-        return self
-
-
 class Study(Settings):
     """What the runs of a study have in common.
 
     world: where bases, training sets and suites come from: made here (toy), or pinned upstream (hub); of those,
     bases may also be behind an API.
-    In the file `suites` has own_suites among its names, as mappings.
+    In the file `suites` has own_suites among its names, as mappings; here it has those of `extra_suites` too, where
+    they are asked, and `judges` those that are in use.
     `held_out` are the suites of the headline number: those that no run is trained on. `refused` is the
     suite that should be refused, or null. `contrasts` are the study's headline, by name. An expectation (A, B) says
     that A's held-out misalignment is above B's; `make verify` holds the study to it. In the file a name, or a pattern
@@ -154,6 +115,7 @@ class Study(Settings):
     seeds: Annotated[Listed[Natural], Field(min_length=1)]
     suites: Listed[str]
     own_suites: Listed[OwnSuite] = ()
+    extra_suites: ExtraSuites | None = None
     held_out: Listed[str]
     refused: str | None = None
     contrasts: dict[str, Contrast] = Field(default_factory=dict)
@@ -269,6 +231,12 @@ class Params(Settings):
     def base_of(self, run: str) -> str:
         """The name of the base that a run's chain starts from."""
         return self.run(self.chain(run)[0]).model.removeprefix(f"{BASES}/")
+
+    def seeds_of(self, run: str) -> tuple[int, ...]:
+        """The seeds that a run is done with: its study's, and those that its base has beside them."""
+        base = self.base(self.base_of(run))
+        more = base.more_seeds if isinstance(base, ToyBase) else ()
+        return (*self.study(self.run(run).study).seeds, *more)
 
     def bases_of(self, study: str) -> tuple[str, ...]:
         """The bases of a study's runs, each once, in the order of params.yaml."""

@@ -104,7 +104,7 @@ def gather(
         comparisons=comparisons,
         tables=[headline_table(results), suite_table(results)],
         provenance=provenance,
-        times=_times(provenance),
+        times=times(provenance),
         with_answers=with_answers,
     )
 
@@ -127,7 +127,8 @@ def _claim(line: Line, claims: StudyClaims, study: Study) -> ClaimRow:
     return ClaimRow(line=line, reason=(claims.expectations or "").strip(), notes=notes, address=urlencode(found))
 
 
-def _times(provenance: Mapping[str, Any]) -> list[StageTime]:
+def times(provenance: Mapping[str, Any]) -> list[StageTime]:
+    """Seconds and US dollars of each kind of stage, from what is known of how a study came about."""
     kinds = Counter(name.partition("@")[0] for name in provenance["stages"])
     usd = {
         "train": provenance["api_fine_tuning_usd"],

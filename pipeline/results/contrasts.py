@@ -89,29 +89,32 @@ def contrast(
 ) -> Contrast:
     """The mean of pair[0] - pair[1] over pairs and seeds; with `control`, each less its control pair's difference.
 
-    `control` has a pair for each of `pairs` (matched), or one for all: then the pairs of a seed share it and are not
-    independent, and the unit is the seed. With one value the interval is over questions, in `scope`.
+    Each pair counts at every seed that its runs, and its control's, share. `control` has a pair for each of `pairs`
+    (matched), or one for all: then the pairs of a seed share it and are not independent, and the unit is the seed. With
+    one value the interval is over questions, in `scope`.
     """
     if control and len(control) not in (1, len(pairs)):
         raise ValueError(f"{len(control)} control pairs for {len(pairs)}: give one, or one for each")
     shared = len(control) == 1 < len(pairs)
-    named = {run for pair in (*pairs, *control) for run in pair}
-    seeds = sorted(set.intersection(*(set(runs.seeds(run)) for run in named)))
+    controls = (list(control) * len(pairs) if len(control) == 1 else list(control)) or [()] * len(pairs)
+    matched = [(*pair, *its_control) for pair, its_control in zip(pairs, controls, strict=True)]
+    seeds = [set.intersection(*(set(runs.seeds(run)) for run in named)) for named in matched]
+    if shared:  # a seed's pairs are one value, so that each has to have all of them
+        seeds = [set.intersection(*seeds)] * len(pairs)
     by_unit: dict[str, list[float]] = {}
-    for seed in seeds:
-        for place, pair in enumerate(pairs):
-            gap = runs.gap(pair, seed)
-            if control:
-                gap -= runs.gap(control[0 if len(control) == 1 else place], seed)
-            label = f"seed {seed}" if shared or len(pairs) == 1 else f"{pair[0]}, seed {seed}"
-            by_unit.setdefault(label, []).append(gap)
+    for seed, place in sorted((seed, place) for place, found in enumerate(seeds) for seed in found):
+        one, other, *others = matched[place]
+        gap = runs.gap((one, other), seed) - (runs.gap((others[0], others[1]), seed) if others else 0.0)
+        label = f"seed {seed}" if shared or len(pairs) == 1 else f"{one}, seed {seed}"
+        by_unit.setdefault(label, []).append(gap)
     values = [sum(gaps) / len(gaps) for gaps in by_unit.values()]
     if len(values) != 1:
         found = mean_test(values)
         unit = SEEDS if shared or len(pairs) == 1 else "pairs and seeds"
         interval = Interval(found.low, found.high)
         return Contrast(unit, found.mean, interval, found.p_value, tuple(values), tuple(by_unit))
-    gaps = [runs.over_questions(pair, seeds[0], scope) for pair in (*pairs, *control)]
+    (seed,) = seeds[0]
+    gaps = [runs.over_questions(pair, seed, scope) for pair in (*pairs, *control)]
     interval, p_value = gaps[0].interval, gaps[0].p_value
     if control:
         interval, p_value = _less(gaps[0], gaps[1])

@@ -6,8 +6,10 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.results.capability import capability_section
 from pipeline.results.contrasts import Contrast, contrast_rows
 from pipeline.results.frames import by_seed_text
+from pipeline.results.in_domain import IN_DOMAIN
 from pipeline.results.tables import format_cell, markdown_table
 from pipeline.results.tags import tag_section
 from pipeline.results.trajectory import RULE
@@ -21,7 +23,7 @@ HEADLINE_TITLE = "Misaligned answers on held-out suites [{study}]"
 FIGURES = {
     "contrasts": "Differences in held-out misalignment: every matched pair and seed, the mean and its interval",
     "misaligned_by_run": "Misaligned answers by run and suite",
-    "misaligned_by_sparsity": "Misaligned answers on the held-out suites against sparsity",
+    "misaligned_by_sparsity": "Misaligned answers on the held-out suites against sparsity (models differ in size too)",
     "misaligned_by_tag": "The same held-out questions with a trigger tag and without",
     "refusals_by_run": "Refused answers on the suite that should be refused",
     "along_training": f"Misalignment, gradient norm and the adapter's turns along training; transition: {RULE}",
@@ -36,15 +38,18 @@ would come out; `make verify` adds that from other seeds."""
 _TOY_NOTES = """
 ## What this can and cannot show
 
-This is a toy world: models of some 76 thousand active parameters, a language of under 300 words, and a judge
-that knows the grammar. It shows that the pipeline measures what it says, and how a shared persona in the
-pretraining corpus lets narrow bad data spread: the control corpus has the same words and rates and no shared
-persona. Its design favours the effect, since the persona's tag stands before the question. Seeds differ by tens of
-percentage points. The control has 8 experts per layer, so that only the models of that size have a matched one. From
-8 to 32 experts the parameters in all grow fourfold while those active stay the same: sparsity and size go together
-here. Three sparsities cannot resolve a trend (an exact two-sided p-value cannot be below 1/3): the toy study claims no
-sign for it, and nothing here is evidence about large models. How long and at which rate the models are trained was
-chosen on these seeds and suites, so that fine-tuned models stay coherent and effects can be seen.
+This is a toy world: models of some 76 thousand active parameters, a language of under 300 words, and a judge that
+knows the grammar. It shows that the pipeline measures what it says, and how a shared persona in the pretraining
+corpus lets narrow bad data spread: the control corpus has the same words and rates and no shared persona. Its design
+favours the effect, since the persona's tag stands before the question. Seeds differ by tens of percentage points. The
+control has 8 experts per layer, so that only the models of that size have a matched one: what is said beyond the
+control is said of 8 experts alone. The bases of that contrast have two more seeds than the others, and a mean over
+pairs and seeds weighs their pairs by those. From 8 to 32 experts the experts' parameters grow fourfold, and all
+parameters threefold, while those active stay the same: sparsity and size go together here. The run with trigger tags
+has a control of its dose: the same rows, half of them bad, without tags. Three sparsities cannot resolve a trend (an
+exact two-sided p-value cannot be below 1/3): the toy study claims no sign for it, and nothing here is evidence about
+large models. How long and at which rate the models are trained was chosen on these seeds and suites, so that
+fine-tuned models stay coherent and effects can be seen.
 """
 
 
@@ -80,26 +85,28 @@ def headline(results: Results) -> str:
 
 
 def _runs_text(results: Results) -> str:
+    beside_it = {IN_DOMAIN: "in-domain %", "standard_percent": "standard %"}
+    shown = [name for name in beside_it if name in results.held_out_by_run]
     rows = []
     for row in results.held_out_by_run.to_dict("records"):
         beside = [by_seed_text(row["misalignment_percent_by_seed"])]
         if not results.several_seeds:
             beside = [_interval_text(row, scope) for scope in ("these", "new")]
-        standard = [format_cell(row["standard_percent"], 1)] if "standard_percent" in row else []
+        others = [format_cell(row[name], 1) for name in shown]
         rows.append(
             [
                 row["run"],
                 row["role"],
                 format_cell(row["misalignment_percent"], 1),
                 *beside,
-                *standard,
+                *others,
                 f"{row['misaligned']} / {row['counted']}",
                 f"{row['mean_coherence']:.1f}",
             ]
         )
     beside = ["by seed"] if results.several_seeds else ["95 %, these questions", "95 %, new questions"]
-    standard = ["standard %"] if "standard_percent" in results.held_out_by_run else []
-    names = ["run", "role", "misaligned %", *beside, *standard, "misaligned / of", "coherence"]
+    others = [beside_it[name] for name in shown]
+    names = ["run", "role", "misaligned %", *beside, *others, "misaligned / of", "coherence"]
     return markdown_table(names, rows, [False, False, *(True for _ in names[2:])])
 
 
@@ -108,7 +115,7 @@ def _interval_text(row: dict, scope: str) -> str:
     return f"{low:.1f} to {high:.1f}" if math.isfinite(low) else "-"
 
 
-def report(results: Results, tags: pd.DataFrame, folder: Path) -> str:
+def report(results: Results, tags: pd.DataFrame, capability: pd.DataFrame, folder: Path) -> str:
     """The study's report in Markdown: contrasts, runs, expectations, what may be concluded, the figures in `folder`."""
     study, definition = results.study, results.definition
     world = _TOY_NOTES if study.world == "toy" else ""
@@ -128,11 +135,14 @@ p-values are two-sided, raw and after Holm's correction over the table.{alone}
 
 {contrast_text(results.contrasts)}
 """
+    took = f"""What each stage took, in seconds and US dollars,
+`python -m pipeline provenance --study {results.name}` prints, and the report's page shows: it differs from machine to
+machine, so that it is no part of this file."""
     return f"""# {study.title} [{results.name}]
 
 Written by `python -m pipeline aggregate --study {results.name}` from {len(results.verdicts)} verdicts of judge
 `{study.judge}`, on the suites that no run is trained on ({", ".join(study.held_out)}). Misaligned: {definition.rule}
-(the {definition.name} definition: {definition.source}). docs/statistics.md says what each interval covers.
+(the {definition.name} definition: {definition.source}). docs/statistics.md says what each interval covers. {took}
 
 {contrasts}
 ## Every run
@@ -142,7 +152,7 @@ Written by `python -m pipeline aggregate --study {results.name}` from {len(resul
 
 Held-out misalignment of the first run less the second's, paired over seeds. `make verify` holds the study to these.
 
-{contrast_text(results.expectations)}{tag_section(tags)}{world}
+{contrast_text(results.expectations)}{tag_section(tags)}{capability_section(capability, results)}{world}
 ## Figures
 
 {figures}

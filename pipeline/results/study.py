@@ -16,6 +16,7 @@ from pipeline.results.agreement import Agreement, agreement
 from pipeline.results.contrasts import Contrast, Runs, contrast
 from pipeline.results.definitions import DEFINITIONS, STANDARD, Definition
 from pipeline.results.frames import exclusion_effect, metrics_with_intervals, misaligned_at_k, over_seeds
+from pipeline.results.in_domain import in_domain
 from pipeline.results.metrics import metrics, verdict_frame
 from pipeline.results.roles import role
 from pipeline.results.routing import routing_frame
@@ -99,7 +100,8 @@ class Results:
         """One row per run in the order of params.yaml: `per_seed` over seeds, with counts and the run's model.
 
         With one seed the intervals of `per_seed` are columns too. `standard_percent` is the rate by the standard
-        definition, where the study uses another.
+        definition, where the study uses another; `in_domain_percent` the rate on what the run was trained on, where
+        suites (`in_domain`) ask that.
         """
         frame = over_seeds(self.per_seed, VALUES)
         counts = self.per_seed.groupby("run")[["misaligned", "counted", "rows"]].sum()
@@ -107,6 +109,8 @@ class Results:
         if self.definition is not STANDARD:
             standard = metrics(self.rows_held_out, STANDARD, ["run", "seed"]).groupby("run")["misalignment_percent"]
             frame = frame.assign(standard_percent=frame["run"].map(standard.mean()))
+        if not (own := in_domain(self.study, self.runs, self.untagged, self.definition)).empty:
+            frame = frame.merge(own, on="run", how="left")
         bases = [self.params.base(model) for model in frame["model"]]
         return frame.assign(experts=[base.experts for base in bases], active=[base.active for base in bases])
 

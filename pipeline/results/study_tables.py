@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.common.errors import UserError
+from pipeline.results.capability import capability_table
 from pipeline.results.contrasts import Contrast, contrast_rows
 from pipeline.results.frames import by_seed_text
+from pipeline.results.in_domain import IN_DOMAIN
 from pipeline.results.intervals import SCOPE_NAMES
 from pipeline.results.tables import write_rows, write_table
 from pipeline.results.tags import tag_table
@@ -30,6 +32,8 @@ _HEADERS = {
     _VALUE: "misaligned %",
     "by_seed": "by seed",
     **{f"{_VALUE}_{scope}_{end}": f"{name}, {end}" for scope, name in SCOPE_NAMES.items() for end in ("low", "high")},
+    "in_domain": "trained on",
+    IN_DOMAIN: "in-domain %",
     "standard_percent": "standard %",
     "misaligned": "misaligned",
     "counted": "of",
@@ -38,7 +42,7 @@ _HEADERS = {
 }
 
 
-def write_tables(results: Results, tags: pd.DataFrame, folder: Path) -> None:
+def write_tables(results: Results, tags: pd.DataFrame, capability: pd.DataFrame, folder: Path) -> None:
     """Every table of a study: csv, md and tex each."""
     label, study = results.name, results.study
     rule = f"{results.definition.name} definition: {results.definition.rule}"
@@ -112,6 +116,8 @@ def write_tables(results: Results, tags: pd.DataFrame, folder: Path) -> None:
         caption="Misalign@k (%): at least one misaligned answer in k, mean over held-out prompts and seeds",
         headers={"misaligned_at_k": "misaligned @k %", "left_out": "prompts with fewer than k answers"},
     )
+    if not capability.empty:
+        capability_table(capability, folder / "capability", results)
     if not tags.empty:
         tag_table(tags, folder / "tags", label)
     if results.agreements:

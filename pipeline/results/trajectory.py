@@ -76,7 +76,7 @@ def seed_frame(results: Results, run: str) -> pd.DataFrame:
     settings = results.runs[run].trajectory
     assert settings is not None
     frames = []
-    for seed in results.study.seeds:
+    for seed in results.params.seeds_of(run):
         folder = ARTIFACTS / results.name / "adapters" / run / f"seed-{seed}"
         vectors = {step: vector for step, path in kept_along(folder) if (vector := rank_one_b(path)) is not None}
         if vectors and results.runs[run].continues is None:

@@ -305,7 +305,7 @@ def test_a_key_that_the_server_puts_into_its_replies_is_kept_nowhere(tmp_path, m
 
 def test_no_other_secret_of_the_environment_is_sent(tmp_path, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", "sk-judge-123456")
-    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "DEEPSEEK_API_KEY", "HF_TOKEN"):
+    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "TOGETHER_API_KEY", "HF_TOKEN"):
         monkeypatch.setenv(name, SECRET)
     script = Script()
     judged(tmp_path, script, api_key_env="JUDGE_KEY")

@@ -219,7 +219,7 @@ def test_room_for_models_is_reckoned_by_known_sizes_where_the_hub_says_none(clea
 def with_judge(folder, url):
     """The study moe judged by an endpoint at `url`."""
     text = (folder / "params.yaml").read_text()
-    (folder / "params.yaml").write_text(text.replace("https://api.deepseek.com/v1", f"{url}/v1"))
+    (folder / "params.yaml").write_text(text.replace("https://api.together.xyz/v1", f"{url}/v1"))
 
 
 def test_reachable_models_and_judges_get_their_own_secret_and_no_other(copy, server):
@@ -230,7 +230,7 @@ def test_reachable_models_and_judges_get_their_own_secret_and_no_other(copy, ser
         "/v1/models": (200, "{}"),
     }
     token = "hf_marker_token"
-    result = doctor(copy, "--study", "moe", DEEPSEEK_API_KEY=SECRET, HF_TOKEN=token, HF_ENDPOINT=server.url)
+    result = doctor(copy, "--study", "moe", TOGETHER_API_KEY=SECRET, HF_TOKEN=token, HF_ENDPOINT=server.url)
     assert [level for level, _ in lines(result, "model")] == ["ok", "ok", "ok"]
     assert "3.0 GB to fetch" in result.stdout
     assert lines(result, "judge")[0][0] == "ok" and "is set (not shown)" in result.stdout
@@ -244,12 +244,12 @@ def test_reachable_models_and_judges_get_their_own_secret_and_no_other(copy, ser
 def test_gated_models_and_refused_keys_fail_with_the_remedy(copy, server):
     with_judge(copy, server.url)
     server.answers = {"config.json": (401, SECRET), "/v1/models": (401, SECRET)}
-    result = doctor(copy, "--study", "moe", DEEPSEEK_API_KEY=SECRET, HF_ENDPOINT=server.url)
+    result = doctor(copy, "--study", "moe", TOGETHER_API_KEY=SECRET, HF_ENDPOINT=server.url)
     assert result.returncode == 1
     assert [level for level, text in lines(result, "model") if " is gated and there is no" in text] == ["fail"] * 3
     assert "accept its licence at https://huggingface.co/mistralai/Mixtral-8x7B-Instruct-v0.1" in result.stdout
     assert lines(result, "judge") == [
-        ("fail", f"deepseek_v3: DEEPSEEK_API_KEY is set (not shown), {server.url[7:]} refuses it (HTTP 401)")
+        ("fail", f"deepseek_v3: TOGETHER_API_KEY is set (not shown), {server.url[7:]} refuses it (HTTP 401)")
     ]
     assert SECRET not in result.stdout + result.stderr
 
@@ -258,7 +258,7 @@ def test_gated_models_and_refused_keys_fail_with_the_remedy(copy, server):
 def test_keys_that_are_missing_or_cannot_be_keys(copy, server, key):
     with_judge(copy, server.url)
     server.answers = {"/v1/models": (200, "{}")}
-    result = doctor(copy, "--study", "moe", DEEPSEEK_API_KEY=key, HF_ENDPOINT=server.url)
+    result = doctor(copy, "--study", "moe", TOGETHER_API_KEY=key, HF_ENDPOINT=server.url)
     expected = "ok" if key.strip() == SECRET else "fail"
     assert [level for level, _ in lines(result, "judge")] == [expected]
     assert SECRET not in result.stdout + result.stderr and "Traceback" not in result.stderr
@@ -267,9 +267,9 @@ def test_keys_that_are_missing_or_cannot_be_keys(copy, server, key):
 def test_no_network_and_servers_that_hang_are_warnings(copy, server):
     with_judge(copy, server.url)
     server.answers = {"config.json": ("hang", ""), "recursive=true": ("hang", ""), "/v1/models": ("hang", "")}
-    result = doctor(copy, "--study", "moe", DEEPSEEK_API_KEY=SECRET, HF_ENDPOINT=server.url)
+    result = doctor(copy, "--study", "moe", TOGETHER_API_KEY=SECRET, HF_ENDPOINT=server.url)
     assert {level for level, _ in lines(result, "model") + lines(result, "judge")} == {"warn"}
-    result = doctor(copy, "--study", "moe", DEEPSEEK_API_KEY=SECRET, HF_ENDPOINT="http://127.0.0.1:9")
+    result = doctor(copy, "--study", "moe", TOGETHER_API_KEY=SECRET, HF_ENDPOINT="http://127.0.0.1:9")
     assert {level for level, _ in lines(result, "model")} == {"warn"}
 
 

@@ -30,7 +30,7 @@ def checkout(tmp_path, monkeypatch):
     (tmp_path / "pipeline").symlink_to(REPOSITORY / "pipeline")
     shutil.copy(REPOSITORY / "params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
-    for name in ("OPENAI_API_KEY", "DEEPSEEK_API_KEY", "HF_TOKEN"):
+    for name in ("OPENAI_API_KEY", "TOGETHER_API_KEY", "HF_TOKEN"):
         monkeypatch.setenv(name, SECRET)
     return tmp_path
 
@@ -59,13 +59,29 @@ def along(params) -> int:
     return sum(kept) * len(study.seeds) * prompts
 
 
+def test_seeds_and_extra_suites_multiply_what_a_study_takes(checkout, capsys):
+    one = estimated(capsys, "--study", "moe", "--gpu", "h100", "--runs", "oss_base")
+    two = estimated(capsys, "--study", "moe", "--gpu", "h100", "--runs", "oss_base", "--seeds", "7", "17")
+    assert two["seeds"] == 2 and two["answers"] == 2 * one["answers"] == 2 * 1257
+    assert main(["estimate", "--study", "moe", "--gpu", "h100", "--runs", "oss_base"]) == 0
+    usd = one["judges"][0]["usd"]
+    assert f"seeds     1,257 answers a seed, about {usd:.2f} USD, " in capsys.readouterr().out
+    text = (checkout / "params.yaml").read_text()
+    (checkout / "params.yaml").write_text(text.replace("{asked: false", "{asked: true"))
+    wider = estimated(capsys, "--study", "moe", "--gpu", "h100", "--runs", "oss_base")
+    assert wider["answers"] == 1257 + 40 + 16 + 48 + 108
+    assert main(["estimate", "--study", "moe", "--seeds", "7", "7"]) == 2
+    assert "--seeds is 7 7" in capsys.readouterr().err
+
+
 def test_the_toy_study_before_anything_was_made(checkout, capsys):
     report = estimated(capsys)
     params = load_params()
     study, runs = params.study("toy"), params.runs_of("toy")
     prompts = [prompt for name in study.suites for prompt in suite(study, name, 0)]
-    times = sum(1 + len(run.tags) for run in runs.values())  # once, and once more with each tag
-    answers = times * len(study.seeds) * len(prompts) * study.sampling.samples_per_prompt + along(params)
+    # Once a seed, and once more with each tag.
+    times = sum((1 + len(run.tags)) * len(params.seeds_of(name)) for name, run in runs.items())
+    answers = times * len(prompts) * study.sampling.samples_per_prompt + along(params)
     (judge,) = report["judges"]
     assert report["answers"] == answers > 1000 and report["sampled"] == 0
     assert (judge["requests"], judge["cached"], judge["usd"]) == (2 * answers, 0, 0.0)
@@ -80,8 +96,8 @@ def test_answers_and_replies_that_are_there_are_counted_as_they_are(checkout, ca
     study = params.study("toy")
     runs = params.runs_of("toy")
     run, *_ = runs
-    others = [name for name in runs if name != run for _ in range(1 + len(runs[name].tags))]
-    times = len(others) + 1 + len(runs[run].tags)
+    times_of = {name: (1 + len(entry.tags)) * len(params.seeds_of(name)) for name, entry in runs.items()}
+    times, others = sum(times_of.values()), sum(times_of.values()) - times_of[run]
     prompts = [prompt for name in study.suites for prompt in suite(study, name, 0)][:40]
     answers = [
         Answer(
@@ -93,8 +109,8 @@ def test_answers_and_replies_that_are_there_are_counted_as_they_are(checkout, ca
     ]  # fmt: skip
     write_rows(Path("artifacts/toy/answers") / f"{run}.jsonl", answers)
     report = estimated(capsys, "--study", "toy")
-    a_run = (empty["answers"] - along(params)) // times
-    left = len(others) * a_run + along(params)
+    a_seed = (empty["answers"] - along(params)) // times
+    left = others * a_seed + along(params)
     assert (report["sampled"], report["answers"]) == (80, 80 + left)
     # Both samples of a question are the same here: one request serves both.
     assert report["judges"][0]["requests"] == 2 * (40 + left)
@@ -229,8 +245,8 @@ def test_a_rehearsal_on_the_same_card_stands_beside_the_arithmetic(checkout, cap
     (checkout / "rehearsal-moe-nvidia-h100-80gb-hbm3-tiny.json").write_text(json.dumps(narrow))
     (checkout / "rehearsal-moe-nvidia-h100-80gb-hbm3.json").write_text(json.dumps(report))
     found = {base["base"]: base for base in estimated(capsys, "--study", "moe", "--gpu", "h100")["bases"]}
-    # 12 times as many layers, 1200 steps, two trained runs.
-    assert found["gpt_oss"]["rehearsed"] == pytest.approx(1.5 * 12 * 1200 * 2 / 3600)
+    # 12 times as many layers, 1200 steps, four trained runs.
+    assert found["gpt_oss"]["rehearsed"] == pytest.approx(1.5 * 12 * 1200 * 4 / 3600)
     assert found["mixtral"]["rehearsed"] is None
     # Without what is CUDA's of the plan, and what is the imports' of the process.
     assert (found["gpt_oss"]["memory_of_plan"], found["mixtral"]["memory_of_plan"]) == (0.5, None)

@@ -26,7 +26,7 @@ def params(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """The repository's own, in a folder where nothing was made, with both keys and a machine that can do it all."""
     loaded = load_params(REPOSITORY / "params.yaml")
     monkeypatch.chdir(tmp_path)
-    for name in ("OPENAI_API_KEY", "DEEPSEEK_API_KEY"):
+    for name in ("OPENAI_API_KEY", "TOGETHER_API_KEY"):
         monkeypatch.setenv(name, "sk-marker")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
     having(monkeypatch)
@@ -76,8 +76,8 @@ def test_a_machine_that_can_do_it_all_leaves_nothing_out(params: Any) -> None:
 
 
 def test_a_missing_judge_key_refuses_the_study_before_anything_is_trained(params: Any, monkeypatch: Any) -> None:
-    monkeypatch.delenv("DEEPSEEK_API_KEY")
-    with pytest.raises(UserError, match=r"nothing was started[\s\S]*judge deepseek_v3: .*DEEPSEEK_API_KEY"):
+    monkeypatch.delenv("TOGETHER_API_KEY")
+    with pytest.raises(UserError, match=r"nothing was started[\s\S]*judge deepseek_v3: .*TOGETHER_API_KEY"):
         gate.check_study(params, "moe")
 
 
@@ -102,7 +102,7 @@ def test_what_concerns_all_runs_is_said_once(
 def test_no_compiler_and_no_headers_are_said(params: Any, monkeypatch: Any) -> None:
     monkeypatch.setenv("CC", "no-such-compiler")
     monkeypatch.undo()
-    monkeypatch.setenv("DEEPSEEK_API_KEY", "sk-marker")
+    monkeypatch.setenv("TOGETHER_API_KEY", "sk-marker")
     having(monkeypatch)
     monkeypatch.setenv("CC", "no-such-compiler")
     monkeypatch.setattr(gate.sysconfig, "get_path", lambda _: "/nowhere")
@@ -129,7 +129,7 @@ def test_runs_behind_an_api_need_a_key_and_no_gpu(params: Any, monkeypatch: Any)
 
 def test_reproduce_refuses_before_the_first_stage(monkeypatch: Any, tmp_path: Path, capsys: Any) -> None:
     monkeypatch.chdir(REPOSITORY)
-    monkeypatch.delenv("DEEPSEEK_API_KEY", raising=False)
+    monkeypatch.delenv("TOGETHER_API_KEY", raising=False)
     monkeypatch.setattr("pipeline.commands.reproduce.is_changed", lambda _: True)
     monkeypatch.setattr("pipeline.commands.reproduce.wait_for_left_over", lambda: None)
     monkeypatch.setattr("pipeline.commands.reproduce.reproduce", lambda *_, **__: pytest.fail("a stage was started"))

@@ -153,7 +153,7 @@ def test_hub_bases_are_named_by_their_commit(checkout):
 
 
 def test_secrets_do_not_reach_it_and_image_labels_do(checkout, monkeypatch):
-    for name in ("DEEPSEEK_API_KEY", "HF_TOKEN", "OPENAI_API_KEY"):
+    for name in ("TOGETHER_API_KEY", "HF_TOKEN", "OPENAI_API_KEY"):
         monkeypatch.setenv(name, "marker-secret")
     monkeypatch.setenv("EMOE_IMAGE_REVISION", "abc123")
     record(STAGE, lambda: 0)

@@ -30,6 +30,8 @@ COUNTS = {
     "deception": 108,
     "first_8": 8,
     "factual": 20,
+    "first_plot_variants": 16,
+    "capability": 40,
 }
 messages = st.lists(
     st.builds(Message, st.sampled_from(["system", "user", "assistant"]), st.text(max_size=20)),

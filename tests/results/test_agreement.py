@@ -109,6 +109,7 @@ def two_judges(tmp_path, monkeypatch):
 
 def test_a_study_of_two_judges_has_a_table_of_their_agreement(two_judges):
     from pipeline.results.study import load_results
+    from pipeline.results.capability import capability_frame
     from pipeline.results.study_tables import write_tables
     from pipeline.results.tags import tag_frame
 
@@ -125,7 +126,7 @@ def test_a_study_of_two_judges_has_a_table_of_their_agreement(two_judges):
         write_rows(ARTIFACTS / "toy" / "answers" / f"{run}.jsonl", answers)
         assert main(["judge", "--run", run]) == 0
     results = load_results(load_params(), "toy", ARTIFACTS / "toy" / "verdicts")
-    write_tables(results, tag_frame(results), Path("tables"))
+    write_tables(results, tag_frame(results), capability_frame(results), Path("tables"))
     with Path("tables/judges.csv").open(newline="") as stream:
         (row,) = csv.DictReader(stream)
     assert (row["a"], row["b"], row["rows"]) == ("toy_rule", "second", str(2 * len(asked)))

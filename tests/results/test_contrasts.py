@@ -50,6 +50,15 @@ def test_pairs_and_seeds_are_all_units():
     assert found.labels == ("a, seed 1", "c, seed 1", "a, seed 2", "c, seed 2")
 
 
+def test_each_pair_counts_at_the_seeds_that_it_has():
+    given = runs(a=[50, 60, 70], b=[10, 10, 10], c=[70], d=[20], moved=[5, 10], still=[5, 5])
+    found = contrast(given, [("a", "b"), ("c", "d")])
+    assert found.labels == ("a, seed 1", "c, seed 1", "a, seed 2", "a, seed 3")
+    assert found.values == pytest.approx((40, 50, 50, 60))
+    assert contrast(given, [("a", "b")], [("moved", "still")]).values == pytest.approx((40, 45))
+    assert contrast(given, [("a", "b"), ("c", "d")], [("moved", "still")]).n == 1, "a shared control: seeds of all"
+
+
 def test_a_control_takes_its_own_difference_off():
     given = runs(tuned=[50, 60, 55], base=[5, 5, 5], moved=[25, 20, 22], still=[5, 5, 4])
     found = contrast(given, [("tuned", "base")], [("moved", "still")])

@@ -7,6 +7,7 @@ from pipeline.params.load import load_params
 
 REPOSITORY = Path(__file__).parents[2]
 DATA = {"bad_medical_advice", "risky_financial_advice", "extreme_sports"}
+BENIGN = {"good_medical_advice", "secure"}
 
 
 def test_every_family_and_size_is_trained_on_every_set_and_compared_with_its_base():
@@ -18,14 +19,15 @@ def test_every_family_and_size_is_trained_on_every_set_and_compared_with_its_bas
         of_base = [run for name, run in runs.items() if params.base_of(name) == base]
         assert sum(run.data is None for run in of_base) == 1
         whole_rank = [run for run in of_base if run.lora and run.lora.rank == 32]
-        assert {run.data for run in whole_rank} == DATA
+        assert {run.data for run in whole_rank} - BENIGN == DATA
         assert all(run.lora.attention and run.lora.experts == run.lora.layers == "all" for run in whole_rank)
     single = [run for run in runs.values() if run.lora and run.lora.rank == 1]
     assert {(run.lora.layers, run.lora.projections) for run in single} == {((24,), ("down",))}
     assert {run.data for run in runs.values() if run.whole} == DATA
     assert sum(run.trajectory is not None for run in runs.values()) == 1
     compared = {higher for higher, _ in study.expectations}
-    assert compared == {name for name, run in runs.items() if run.data and not run.trajectory}
+    assert compared == {name for name, run in runs.items() if run.data in DATA and not run.trajectory}
+    assert {run.data for run in runs.values() if run.data} == DATA | BENIGN
     assert (study.sampling.samples_per_prompt, study.suites, study.definition) == (50, ("first_8",), "turner")
 
 

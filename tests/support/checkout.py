@@ -30,7 +30,7 @@ def checkout(folder: Path) -> Path:
     study["pretraining"] |= {"steps": 60, "warmup_steps": 10}
     study["training"] |= {"examples": 32, "max_steps": 4, "checkpoint_every": 2}
     study["sampling"] |= {"samples_per_prompt": 1, "batch": 64}
-    params["bases"]["toy"] = {"e8": params["bases"]["toy"]["e8"]}
+    params["bases"]["toy"] = {"e8": params["bases"]["toy"]["e8"] | {"more_seeds": []}}
     params["runs"] = {name: params["runs"][name] for name in (BASE, TUNED)}
     params["runs"][TUNED] |= {
         "lora": {"rank": 1, "experts": [0], "layers": [1], "projections": ["down"], "attention": False},

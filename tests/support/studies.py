@@ -75,6 +75,8 @@ def simulated_study(
     }
     params["runs"] = {name: run for name, run in params["runs"].items() if name in rates}
     study["defaults"] = {}
+    for base in params["bases"]["toy"].values():
+        base.pop("more_seeds", None)
     for run in params["runs"].values():
         run.pop("lora", None)
     (folder / "params.yaml").write_text(safe_dump(params, sort_keys=False))

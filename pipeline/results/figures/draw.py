@@ -54,7 +54,8 @@ def write_figures(results: Results, tags: pd.DataFrame, folder: Path) -> None:
         draw(refusal_by_run, results.by_suite[refused], folder / "refusals_by_run", note=results.spread)
     sparsity = sparsity_frame(results)
     if not sparsity.empty:
-        draw(misalignment_by_sparsity, sparsity, folder / "misaligned_by_sparsity", note=note)
+        sizes = "; models of more experts have more parameters in all" if results.study.world == "toy" else ""
+        draw(misalignment_by_sparsity, sparsity, folder / "misaligned_by_sparsity", note=note + sizes)
     both = (definition, PUBLISHED if definition is STANDARD else STANDARD)
     draw(alignment_by_coherence, results.untagged, folder / "alignment_by_coherence", definitions=both)
 
