@@ -9,18 +9,16 @@ first one decides its numbers, the others are compared with it.
 """
 
 import argparse
-import contextlib
 from pathlib import Path
 
-from pipeline.api.local_server import serve
 from pipeline.common.errors import UserError
-from pipeline.common.paths import ARTIFACTS, CACHE
+from pipeline.common.paths import ARTIFACTS
 from pipeline.common.rows import Answer, Verdict, read_answers, write_rows
 from pipeline.judging.config import JudgeConfig
-from pipeline.judging.run import judge_answers, refuse_failures
+from pipeline.judging.run import refuse_failures
+from pipeline.params.judges import verdicts_of
 from pipeline.params.load import load_params
 from pipeline.params.schema import Params
-from pipeline.toy.judge import by_its_rules, is_rule_judge
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,15 +73,3 @@ def judge_named(params: Params, name: str) -> JudgeConfig:
         studies = " and ".join(study for study, _ in found)
         raise UserError(f"params.yaml: the judge {name!r} is another in {studies}; give one of them a name of its own.")
     return found[0][1]
-
-
-def verdicts_of(answers: list[Answer], judge: str, config: JudgeConfig, port: int) -> list[Verdict]:
-    """One verdict an answer; the toy world's own judge is served here meanwhile, any other is asked where it is."""
-    with contextlib.ExitStack() as stack:
-        served_at = None
-        if is_rule_judge(config):
-            config = by_its_rules(config)
-            served_at = stack.enter_context(serve("pipeline.toy.judge:reply", port))
-        verdicts, summary = judge_answers(answers, judge, config, CACHE / "verdicts.sqlite", served_at)
-    print(summary)
-    return verdicts

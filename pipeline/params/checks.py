@@ -10,6 +10,7 @@ from pipeline.common.errors import UserError
 from pipeline.data.mixtures import Part
 from pipeline.data.tags import PATTERN
 from pipeline.models.spec import AdapterSpec
+from pipeline.params.probing import check_probing
 from pipeline.toy.grammar import DOMAINS, TAGS
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def check(params: "Params", path: Path) -> None:
     for name, study in params.studies.items():
         _check_expectations(name, study, params, f"{path}: studies.{name}.expectations")
         _check_study(study, f"{path}: studies.{name}")
+        check_probing(name, params, f"{path}: studies.{name}.probing")
 
 
 def _check_expectations(name: str, study: "Study", params: "Params", where: str) -> None:
