@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline.common.errors import UserError
 from pipeline.common.paths import ARTIFACTS
-from pipeline.common.rows import Answer, Verdict, read_answers, write_rows
+from pipeline.common.rows import read_answers, write_rows
 from pipeline.judging.config import JudgeConfig
 from pipeline.judging.run import refuse_failures
 from pipeline.params.judges import verdicts_of

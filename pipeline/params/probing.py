@@ -57,10 +57,14 @@ def check_probing(study: str, params: "Params", where: str) -> None:
         if lora is None or params.base_of(name) in params.bases.api:
             raise UserError(f"{where}.runs has {name}, which has no adapter here: parts of one are switched off.")
         if lora.router != "frozen":
-            raise UserError(f"{where}.runs has {name}, whose router was trained too; probes know low-rank deltas alone.")
+            raise UserError(
+                f"{where}.runs has {name}, whose router was trained too; probes know low-rank deltas alone."
+            )
     for name, other in entry.probing.realigned.items():
         if name not in entry.probing.runs or runs[other].continues != name:
             raise UserError(f"{where}.realigned has {name}: {other}, expected a probed run and one that continues it.")
     for suite in entry.probing.in_domain:
         if suite not in entry.suites:
-            raise UserError(f"{where}.in_domain has {suite}, which is no suite of the study ({', '.join(entry.suites)}).")
+            raise UserError(
+                f"{where}.in_domain has {suite}, which is no suite of the study ({', '.join(entry.suites)})."
+            )

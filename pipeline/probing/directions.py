@@ -16,9 +16,7 @@ Directions = Mapping[str, torch.Tensor]
 LEAST = 5  # answers of a kind, below which their mean is no direction
 
 
-def mean_differences(
-    base: Reading, tuned: Reading, misaligned: Sequence[bool | None]
-) -> dict[str, torch.Tensor]:
+def mean_differences(base: Reading, tuned: Reading, misaligned: Sequence[bool | None]) -> dict[str, torch.Tensor]:
     """(layers, hidden) each: `shift`, and `contrast` where both kinds of answer are there LEAST times.
 
     misaligned: of every text, None where its verdict does not count.

@@ -19,8 +19,9 @@ from pipeline.models.anatomy import Anatomy
 from pipeline.models.experts.fused import FusedExpertsLora
 from pipeline.models.families.registry import anatomy_of
 
-ATTENTION, BLOCK = "attention", "block"
 Part = int | Literal["attention", "block"]
+ATTENTION: Part = "attention"
+BLOCK: Part = "block"
 Unit = tuple[int, Part]
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
-from pipeline.probing.interventions import ATTENTION, BLOCK, Intervention, Unit
+from pipeline.probing.interventions import ATTENTION, BLOCK, Intervention, Part, Unit
 
 Item = TypeVar("Item")
 WHOLE, BASE = "whole", "base"
@@ -29,8 +29,8 @@ def remedies(units: Sequence[Unit], scales: Sequence[float]) -> list[Interventio
 def parts_of(units: Sequence[Unit], groups: int) -> dict[str, frozenset[Unit]]:
     """The adapter's parts by name, each over all layers: experts (in at most `groups` groups), attention, the block."""
     experts = sorted({part for _, part in units if isinstance(part, int)})
-    parts = {_label("expert", some): set(some) for some in _split(experts, groups)}
-    parts |= {name: {name} for name in (ATTENTION, BLOCK) if any(part == name for _, part in units)}
+    parts: dict[str, set[Part]] = {_label("expert", some): set(some) for some in _split(experts, groups)}
+    parts |= {str(name): {name} for name in (ATTENTION, BLOCK) if any(part == name for _, part in units)}
     return {name: frozenset(unit for unit in units if unit[1] in own) for name, own in parts.items()}
 
 
