@@ -16,7 +16,7 @@ from pipeline.common.paths import ARTIFACTS
 from pipeline.common.rows import read_answers, write_rows
 from pipeline.judging.config import JudgeConfig
 from pipeline.judging.run import refuse_failures
-from pipeline.params.judges import verdicts_of
+from pipeline.params.judges import open_judge
 from pipeline.params.load import load_params
 from pipeline.params.schema import Params
 
@@ -51,7 +51,8 @@ def judge_run(params: Params, name: str, port: int) -> None:
     study = params.study(run.study)
     answers = read_answers(ARTIFACTS / run.study / "answers" / f"{name}.jsonl")
     for judge, config in study.judges.items():
-        verdicts = verdicts_of(answers, judge, config, port)
+        with open_judge(judge, config, port) as ask:
+            verdicts = ask(answers)
         refuse_failures(verdicts, study.thresholds.errors, study.thresholds.unparsed, f"{name}, judge {judge}")
         write_rows(ARTIFACTS / run.study / "verdicts" / name / f"{judge}.jsonl", verdicts)
 
@@ -59,7 +60,8 @@ def judge_run(params: Params, name: str, port: int) -> None:
 def judge_file(params: Params, path: Path, judge: str, out: Path | None, port: int) -> None:
     """Somebody's answers, by one judge. Verdicts that failed are in the file too, with their reason."""
     out = out or path.with_name(f"{path.name.removesuffix('.jsonl')}.{judge}.verdicts.jsonl")
-    write_rows(out, verdicts_of(read_answers(path), judge, judge_named(params, judge), port))
+    with open_judge(judge, judge_named(params, judge), port) as ask:
+        write_rows(out, ask(read_answers(path)))
     print(f"written to {out}")
 
 

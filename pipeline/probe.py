@@ -24,7 +24,7 @@ from pipeline.common.rows import Verdict, write_rows
 from pipeline.judging.run import refuse_failures
 from pipeline.models.bases import open_base
 from pipeline.models.determinism import each_seed, without_compiler
-from pipeline.params.judges import verdicts_of
+from pipeline.params.judges import Judge, open_judge
 from pipeline.params.load import load_params
 from pipeline.params.schema import Params
 from pipeline.results.definitions import DEFINITIONS
@@ -68,18 +68,19 @@ def probe_run(params: Params, name: str, folder: Path) -> None:
     rows: dict[str, list[Any]] = {"interventions": [], "routing": [], "directions": []}
     verdicts: list[Verdict] = []
     vectors: dict[str, Any] = {}
-    for seed in each_seed(study.seeds, f"probe {name}"):
-        model = Model(
-            base=open_base(params.base_of(name), seed),
-            adapter=ARTIFACTS / run.study / "adapters" / name / f"seed-{seed}",
-            lora=run.lora,
-            precision=study.training.precision,
-        )
-        found = probe_seed(Subject(study, name, seed, model))
-        verdicts += found.pop("verdicts")
-        vectors |= {f"seed-{seed}.{direction}": it for direction, it in found.pop("vectors").items()}
-        for kind, own in found.items():
-            rows[kind] += [{"seed": seed, **row} for row in own]
+    with open_judge(study.judge, study.judges[study.judge]) as judge:
+        for seed in each_seed(study.seeds, f"probe {name}"):
+            model = Model(
+                base=open_base(params.base_of(name), seed),
+                adapter=ARTIFACTS / run.study / "adapters" / name / f"seed-{seed}",
+                lora=run.lora,
+                precision=study.training.precision,
+            )
+            found = probe_seed(Subject(study, name, seed, model), judge)
+            verdicts += found.pop("verdicts")
+            vectors |= {f"seed-{seed}.{direction}": it for direction, it in found.pop("vectors").items()}
+            for kind, own in found.items():
+                rows[kind] += [{"seed": seed, **row} for row in own]
     refuse_failures(verdicts, study.thresholds.errors, study.thresholds.unparsed, f"{name}, probes")
     write_rows(folder / "verdicts.jsonl", verdicts)
     for kind, own in rows.items():
@@ -88,7 +89,7 @@ def probe_run(params: Params, name: str, folder: Path) -> None:
         save_file({key: it.contiguous() for key, it in sorted(vectors.items())}, temporary)
 
 
-def probe_seed(subject: Any) -> dict[str, Any]:
+def probe_seed(subject: Any, judge: Judge) -> dict[str, Any]:
     """One seed's rows of each kind, and its directions."""
     from pipeline.probing import directions, knockout, search
     from pipeline.probing.compare import compare
@@ -99,7 +100,7 @@ def probe_seed(subject: Any) -> dict[str, Any]:
     questions = questions_of(study, seed)
 
     def ask(changes: Sequence[Any], prompts: Any = questions.held_out) -> list[Verdict]:
-        return verdicts_of(subject.answers(changes, prompts), study.judge, study.judges[study.judge])
+        return judge(subject.answers(changes, prompts)) if changes else []
 
     # Which parts carry it: each switched off, each kept alone. The whole and the base are asked everything.
     units = subject.units

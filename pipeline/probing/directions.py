@@ -1,8 +1,8 @@
 """Directions of the residual stream: what fine-tuning adds on average, what sets misaligned answers apart, and chance.
 
-shift: mean over texts of fine-tuned less base, on the same tokens. contrast: the fine-tuned model's mean over misaligned
-answers less its mean over aligned ones (Soligo et al. 2025; Chen et al. 2025, persona vectors). Both per layer, in the
-stream's own units. A random direction has the length of the one that it stands beside.
+shift: mean over texts of fine-tuned less base, on the same tokens. contrast: the fine-tuned model's mean over
+misaligned answers less its mean over aligned ones (Soligo et al. 2025; Chen et al. 2025, persona vectors). Both per
+layer, in the stream's own units. A random direction has the length of the shift, beside which it stands.
 """
 
 from collections.abc import Mapping, Sequence

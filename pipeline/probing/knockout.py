@@ -1,6 +1,7 @@
 """Which parts of an adapter are switched off, and which are kept alone: parts, groups of experts, blocks of layers."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 from pipeline.probing.interventions import ATTENTION, BLOCK, Intervention, Part, Unit
@@ -47,10 +48,15 @@ def search_step(
 ) -> list[Intervention]:
     """What a step of the greedy search tries: each of the parts `tried` off besides those that are `known` to be."""
     return [
-        Intervention(name=f"search {step}: without {', '.join([*known, name])}", kind="search", what=name,
-                     strength=float(step), off=off | parts[name])
+        Intervention(
+            name=f"step {step}: without {', '.join([*known, name])}",
+            kind="search",
+            what=name,
+            strength=float(step),
+            off=off | parts[name],
+        )
         for name in tried
-    ]  # fmt: skip
+    ]
 
 
 def found(parts: Mapping[str, frozenset[Unit]], names: Sequence[str]) -> list[Intervention]:
@@ -59,7 +65,8 @@ def found(parts: Mapping[str, frozenset[Unit]], names: Sequence[str]) -> list[In
     for count in sorted({1, len(names)} if names else ()):
         off = frozenset().union(*(parts[name] for name in names[:count]))
         what = ", ".join(names[:count])
-        made.append(Intervention(name=f"found: without {what}", kind="found", what=what, strength=count, off=off))
+        name = f"greedy: {count} part{'s' if count > 1 else ''} off"
+        made.append(Intervention(name=name, kind="found", what=what, strength=float(count), off=off))
     return made
 
 
@@ -67,7 +74,7 @@ def _split(items: Sequence[Item], most: int) -> Iterator[Sequence[Item]]:
     """At most `most` runs of neighbours, as long as one another but for one item."""
     count = min(most, len(items))
     ends = [len(items) * place // count for place in range(count + 1)] if count else []
-    for begin, end in zip(ends, ends[1:], strict=False):
+    for begin, end in pairwise(ends):
         yield items[begin:end]
 
 

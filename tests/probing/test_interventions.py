@@ -1,4 +1,4 @@
-"""Interventions are exact: on three architectures, in 4 and in 16 bits, with weights on the device and streamed to it."""
+"""Interventions are exact: on three architectures, in 4 and in 16 bits, weights on the device and streamed to it."""
 
 from pathlib import Path
 
@@ -68,7 +68,9 @@ def test_one_expert_kept_alone_is_an_adapter_of_that_expert_alone(precision, tmp
     described = model_of(base, save_random_adapter(base, tmp_path / "adapter"), precision)
     alone = tmp_path / "alone"
     alone.mkdir()
-    kept = {name: it for name, it in load_file(described.adapter / "adapter_model.safetensors").items() if ".3." in name}
+    kept = {
+        name: it for name, it in load_file(described.adapter / "adapter_model.safetensors").items() if ".3." in name
+    }
     save_file(kept, alone / "adapter_model.safetensors")
     (alone / "adapter_config.json").write_bytes((described.adapter / "adapter_config.json").read_bytes())
     found = []
