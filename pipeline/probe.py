@@ -111,7 +111,7 @@ def probe_seed(subject: Any, judge: Judge) -> dict[str, Any]:
     # Where it lives: the router's choices and the residual stream, base and fine-tuned on the same tokens.
     whole = [row for row in verdicts if row.run == f"{subject.run}+{knockout.WHOLE}"]
     compared = compare(subject, questions.all, whole, definition, TOKENS_A_BATCH)
-    layer = round(settings.depth * (subject.anatomy.layers - 1))
+    layer = directions.added_at(compared.directions, settings.depth)
     moved = directions.interventions(
         compared.directions,
         frozenset(units),

@@ -41,6 +41,13 @@ def random_like(direction: torch.Tensor, seed: int) -> torch.Tensor:
     return drawn / drawn.norm(dim=-1, keepdim=True) * direction.norm(dim=-1, keepdim=True)
 
 
+def added_at(directions: Directions, depth: float) -> int:
+    """The layer behind which a direction is added: that at `depth` (0 first, 1 last), or the next that is moved at all."""
+    moved = directions["shift"].norm(dim=-1) > 0
+    first = round(depth * (len(moved) - 1))
+    return next((layer for layer in range(first, len(moved)) if moved[layer]), first)
+
+
 def interventions(
     directions: Directions, every: frozenset[Unit], *, layer: int, strengths: Sequence[float], random: int, seed: int
 ) -> list[Intervention]:

@@ -43,9 +43,11 @@ def _effects(axes: Any, own: pd.DataFrame) -> None:
                       fmt="none", ecolor="#222222", elinewidth=0.7, capsize=1.5)  # fmt: skip
     axes.set_xticks(own.index, labels=[_short(part) for part in own["part"]], rotation=60, ha="right")
     axes.set_ylabel("points")
+    axes.set_xlabel("experts by number, other parts, layers")
 
 
 def _bars(axes: Any, parts: pd.DataFrame, key: str, name: str) -> None:
+    parts = parts[parts[key].notna()].reset_index(drop=True)
     axes.bar(parts.index, parts[key], color="#8C8C8C", edgecolor="#333333", linewidth=0.4)
     axes.set_xticks(parts.index, labels=[_short(part) for part in parts["part"]], rotation=60, ha="right")
     axes.set_title(name, loc="left")
