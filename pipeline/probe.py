@@ -93,7 +93,7 @@ def probe_seed(subject: Any, judge: Judge) -> dict[str, Any]:
     """One seed's rows of each kind, and its directions."""
     from pipeline.probing import directions, knockout, search
     from pipeline.probing.compare import compare
-    from pipeline.probing.subject import questions_of
+    from pipeline.probing.questions import questions_of
 
     study, seed = subject.study, subject.seed
     settings, definition = study.probing, DEFINITIONS[study.definition]

@@ -1,5 +1,6 @@
 """What each hub base of a study takes on a card: hours, memory, what limits it, and what cannot be done."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,18 @@ class BaseEstimate:
     rehearsed: float | None
 
 
-def estimate_bases(params: Params, name: str, card: Card, answers: int, prompt_tokens: int) -> list[BaseEstimate]:
-    """The study's hub bases, the cheapest first; answers and prompt tokens are those of one run's suites, all seeds."""
+def estimate_bases(
+    params: Params,
+    name: str,
+    card: Card,
+    answers: int,
+    prompt_tokens: int,
+    probes: Mapping[str, tuple[int, int]],
+) -> list[BaseEstimate]:
+    """The study's hub bases, the cheapest first; answers and prompt tokens are those of one run's suites, all seeds.
+
+    probes: of a run that is probed, the answers and prompt tokens of that, which are sampling too.
+    """
     study, found = params.study(name), []
     plans = list(plan_runs(params, name, gpu_bytes=card.memory, host_bytes=max(memory_bytes(), LEAST_HOST)))
     rehearsals = rehearsals_on(name, card)
@@ -59,6 +70,7 @@ def estimate_bases(params: Params, name: str, card: Card, answers: int, prompt_t
             training += training_hours(params, plan, config, card, steps)
             times = 1 + len(run.tags)
             sampling += sampling_hours(params, plan, config, card, times * answers, times * prompt_tokens)
+            sampling += sampling_hours(params, plan, config, card, *probes.get(plan.run, (0, 0)))
             if run.data is not None and rehearsed is not None:
                 step = rehearsed_step(rehearsals, base, config)
                 rehearsed = None if step is None else rehearsed + steps * step / 3600

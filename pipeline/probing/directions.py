@@ -42,7 +42,7 @@ def random_like(direction: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 def added_at(directions: Directions, depth: float) -> int:
-    """The layer behind which a direction is added: that at `depth` (0 first, 1 last), or the next that is moved at all."""
+    """The layer behind which a direction is added: that at `depth` (0 first, 1 last), or the next one that is moved."""
     moved = directions["shift"].norm(dim=-1) > 0
     first = round(depth * (len(moved) - 1))
     return next((layer for layer in range(first, len(moved)) if moved[layer]), first)

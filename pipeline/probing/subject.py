@@ -1,17 +1,15 @@
 """A run's fine-tuned model of one seed, loaded once, and everything that it is asked under every intervention."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from pipeline.common.fingerprints import code_hashes
 from pipeline.common.paths import CACHE
 from pipeline.common.rows import Answer
-from pipeline.data.prompts import Prompt, draw
+from pipeline.data.prompts import Prompt
 from pipeline.models.anatomy import Anatomy
 from pipeline.models.families.registry import anatomy_of
 from pipeline.models.tokenizer import load_tokenizer
-from pipeline.params.inputs import suite
 from pipeline.params.schema import Study
 from pipeline.probing.interventions import Intervention, applied, units_of
 from pipeline.probing.reading import Text
@@ -21,39 +19,6 @@ from pipeline.sampling.chat import Chat
 from pipeline.sampling.huggingface import HuggingFace
 from pipeline.sampling.key import identity
 from pipeline.sampling.random_choice import request_seed
-
-
-@dataclass(frozen=True, kw_only=True)
-class Questions:
-    """What is asked: of the held-out suites, and of those in the domain trained on and of the one to be refused."""
-
-    held_out: tuple[Prompt, ...]
-    others: tuple[Prompt, ...]
-
-    @property
-    def all(self) -> tuple[Prompt, ...]:
-        """Every question."""
-        return self.held_out + self.others
-
-
-def questions_of(study: Study, seed: int) -> Questions:
-    """The study's questions for its probes, drawn by seed from each suite evenly (all of a suite that has fewer)."""
-    assert study.probing is not None
-    own, limit = study.probing, study.probing.questions
-    refused = () if study.refused is None else (study.refused,)
-    others = [name for name in dict.fromkeys((*own.in_domain, *refused)) if name not in study.held_out]
-
-    def some(names: Sequence[str]) -> tuple[Prompt, ...]:
-        found: list[Prompt] = []
-        for place, name in enumerate(names):
-            prompts = suite(study, name, seed)
-            share = (limit - len(found)) // (len(names) - place)
-            drawn = draw(prompts, min(share, len(prompts)), seed, "probe", key=lambda prompt: prompt.prompt_id)
-            found += [prompt for prompt in prompts if prompt in drawn]
-        return tuple(found)
-
-    by_size = sorted(study.held_out, key=lambda name: len(suite(study, name, seed)))
-    return Questions(held_out=some(by_size), others=some(others))
 
 
 class Subject:

@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.common.files import read_jsonl
 from pipeline.common.rows import read_verdicts
-from pipeline.results.adapter_norms import adapter_norms, read_matrices
+from pipeline.results.adapter_norms import adapter_norms
 from pipeline.results.contrasts import Contrast, Runs, contrast
 from pipeline.results.halves import halves
 from pipeline.results.metrics import metrics, verdict_frame
 from pipeline.results.ratios import share_of_effect, spearman
-from pipeline.results.statistics import holm, mean_test
+from pipeline.results.statistics import Interval, holm, mean_test
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from pipeline.params.schema import Params
     from pipeline.results.study import Results
 
 WHOLE, BASE = "whole", "base"
@@ -75,6 +76,23 @@ class Probe:
             return pd.Series({seed: self.runs.gap((names[0], names[1]), seed) for seed in seeds})
         values = [self.runs.questions(name, seeds[0]) for name in names]
         return 100 * (values[0] - values[1])
+
+    @property
+    def names(self) -> set[str]:
+        """The parts that were switched off one by one."""
+        return set(self.interventions.loc[self.interventions["kind"] == "without part", "what"])
+
+    def beyond_share(self, part: str, share: float) -> Contrast:
+        """What the part's absence takes away less `share` of the effect, in points: above 0 where it carries more."""
+        import pandas as pd
+
+        both = pd.concat([self.units(WHOLE, f"without {part}"), self.units(WHOLE, BASE)], axis=1, join="inner").dropna()
+        values = both[0] - share * both[1]
+        found = mean_test(values)
+        unit = "seeds" if len(self.runs.seeds(f"{self.run}+{WHOLE}")) > 1 else "questions"
+        shown = tuple(values) if unit == "seeds" else (found.mean,)
+        labels = tuple(map(str, values.index)) if unit == "seeds" else ("",)
+        return Contrast(unit, found.mean, Interval(found.low, found.high), found.p_value, shown, labels)
 
     @cached_property
     def parts(self) -> pd.DataFrame:
@@ -221,19 +239,6 @@ class Probe:
         """The base that the run starts from."""
         return self.results.params.base_of(self.run)
 
-    def cosines(self, other: Probe) -> list[float]:
-        """Cosine of this run's shift with another's, a layer each, mean over the seeds that both have."""
-        import numpy as np
-
-        mine, theirs = (dict(read_matrices(it.folder / "directions.safetensors")) for it in (self, other))
-        both = sorted(name for name in mine.keys() & theirs.keys() if name.endswith(".shift"))
-        values = [
-            (mine[name] * theirs[name]).sum(axis=1)
-            / (np.linalg.norm(mine[name], axis=1) * np.linalg.norm(theirs[name], axis=1))
-            for name in both
-        ]
-        return [float(value) for value in np.mean(values, axis=0)]
-
     def doses(self) -> pd.DataFrame:
         """A row a direction, strength and seed: misaligned (%) and coherent answers (%) of the base with it added."""
         added = self.interventions[self.interventions["kind"] == "add"]
@@ -261,12 +266,26 @@ def read_probes(results: Results, folder: Path) -> list[Probe]:
 
     Raises UserError when a file is missing or damaged.
     """
+    return [_probe(results, run, folder) for run in (results.study.probing.runs if results.study.probing else ())]
+
+
+def available_probe(params: Params, study: str, run: str, folder: Path) -> Probe | None:
+    """A run's probe by itself, without the study's other results; None where it was not run."""
+    from pipeline.results.study import Results
+
+    path = folder / run / "verdicts.jsonl"
+    return _probe(Results(study, params, _verdicts(path), [], []), run, folder) if path.exists() else None
+
+
+def _probe(results: Results, run: str, folder: Path) -> Probe:
     import pandas as pd
 
-    probes = []
-    for run in results.study.probing.runs if results.study.probing else ():
-        frame = verdict_frame(read_verdicts(folder / run / "verdicts.jsonl"))
-        frame["intervention"] = frame["run"].str.partition("+")[2]
-        tables = {name: pd.DataFrame(list(read_jsonl(folder / run / f"{name}.jsonl"))) for name in KINDS}
-        probes.append(Probe(run, results, frame, folder=folder / run, **tables))
-    return probes
+    frame = _verdicts(folder / run / "verdicts.jsonl")
+    tables = {name: pd.DataFrame(list(read_jsonl(folder / run / f"{name}.jsonl"))) for name in KINDS}
+    return Probe(run, results, frame, folder=folder / run, **tables)
+
+
+def _verdicts(path: Path) -> pd.DataFrame:
+    frame = verdict_frame(read_verdicts(path))
+    frame["intervention"] = frame["run"].str.partition("+")[2]
+    return frame

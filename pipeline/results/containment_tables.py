@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.common.files import write_text
+from pipeline.results.adapter_norms import read_matrices
 from pipeline.results.containment import Probe
 from pipeline.results.contrasts import Contrast
 from pipeline.results.figures.doses import dose_figure
@@ -58,7 +59,8 @@ def write_containment(probes: Sequence[Probe], folder: Path) -> list[Callable[[]
     }
     for name, frame in tables.items():
         if not frame.empty:
-            write_table(frame, folder / name, label=label, caption=CAPTIONS[name])
+            decimals = 4 if name == "routing" else 2
+            write_table(frame, folder / name, label=label, caption=CAPTIONS[name], decimals=decimals)
     write_text(folder / "README.md", page(probes, summary, remedies))
     drawings: list[Callable[[], Any]] = [
         partial(dose_figure, doses, folder / "doses", label=label),
@@ -105,7 +107,7 @@ def _between_runs(probes: Sequence[Probe]) -> pd.DataFrame:
             if one.base == other.base:
                 rows += [
                     {"run": one.run, "other": other.run, "layer": layer, "cosine": cosine}
-                    for layer, cosine in enumerate(one.cosines(other))
+                    for layer, cosine in enumerate(cosines(one, other))
                 ]
     return pd.DataFrame(rows)
 
@@ -156,3 +158,17 @@ def _interval(it: Contrast) -> str:
 def _named(rows: pd.DataFrame, key: str) -> str:
     """Parts with their points, or that there are none."""
     return ", ".join(f"{row['part']} ({row[key]:+.1f})" for _, row in rows.iterrows()) or "no part"
+
+
+def cosines(one: Probe, other: Probe) -> list[float]:
+    """Cosine of two runs' shifts, a layer each, mean over the seeds that both have."""
+    import numpy as np
+
+    mine, theirs = (dict(read_matrices(it.folder / "directions.safetensors")) for it in (one, other))
+    both = sorted(name for name in mine.keys() & theirs.keys() if name.endswith(".shift"))
+    values = [
+        (mine[name] * theirs[name]).sum(axis=1)
+        / (np.linalg.norm(mine[name], axis=1) * np.linalg.norm(theirs[name], axis=1))
+        for name in both
+    ]
+    return [float(value) for value in np.mean(values, axis=0)]

@@ -125,8 +125,10 @@ def outcome(found, wanted):
 def test_the_published_numbers_pass_where_noise_allows_it_and_nothing_differs(reproduced):
     result = verify(reproduced)
     found = results(result.stdout)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert outcome(found, "DIFFERS") == outcome(found, "NOT RUN") == set()
+    # Its probes were not run, which is never a pass.
+    assert result.returncode == 3, result.stdout + result.stderr
+    assert outcome(found, "DIFFERS") == set()
+    assert {name for name in outcome(found, "NOT RUN") if "(probe)" not in name} == set()
     passed = outcome(found, "PASS")
     assert {name for name in found if "base, mean alignment" in name} <= passed
     assert {
