@@ -196,11 +196,11 @@ def test_a_run_that_is_missing_is_not_run_and_never_a_pass(reproduced, tmp_path)
     result = verify(folder)
     assert result.returncode == 3
     missing = outcome(results(result.stdout), "NOT RUN")
-    assert missing == {
+    assert {name for name in missing if "(probe)" not in name} == {
         "Mixtral expert 3, bad medical advice - base, misaligned %",
         "Order of experts, bad medical advice, misaligned %",
     }
-    assert "\nNot run: mixtral_bma_E3.\n" in result.stdout
+    assert "\nNot run: mixtral_bma_E3, " in result.stdout
 
 
 def test_a_suite_that_was_not_asked_is_not_run(reproduced, tmp_path):
@@ -226,7 +226,7 @@ def test_a_suite_with_fewer_prompts_than_were_published_is_not_run(reproduced, t
 def test_nothing_was_run(tmp_path):
     shutil.copy2(REPOSITORY / "params.yaml", tmp_path)
     result = verify(tmp_path)
-    assert result.returncode == 3 and "0 PASS, 0 DIFFERS, 0 UNCLEAR, 37 NOT RUN" in result.stdout
+    assert result.returncode == 3 and "0 PASS, 0 DIFFERS, 0 UNCLEAR, 39 NOT RUN" in result.stdout
     result = verify(tmp_path, study="toy")
     assert result.returncode == 3 and "0 PASS, 0 DIFFERS, 0 UNCLEAR, 10 NOT RUN" in result.stdout
 
