@@ -85,6 +85,7 @@ def study(folder: Path) -> Path:
     path = folder / "params.yaml"
     params = yaml.safe_load(path.read_text())
     toy = params["studies"]["toy"]
+    toy["probing"] = None
     toy |= {"seeds": [1], "suites": ["medical", "cooking", "harm"], "held_out": ["cooking"]}
     toy["judges"] = {"toy_rule": toy["judges"]["toy_rule"]}
     toy["pretraining"] |= {"steps": 2, "warmup_steps": 1}

@@ -83,6 +83,7 @@ def study(folder: Path) -> Path:
     output(["git", "clone", "--quiet", str(REPOSITORY), str(folder)], REPOSITORY)
     params = yaml.safe_load((folder / "params.yaml").read_text())
     toy = params["studies"]["toy"]
+    toy["probing"] = None
     toy |= {"seeds": [1, 2], "expectations": [list(RUNS[:2])]}
     toy["pretraining"] |= {"steps": STEPS, "warmup_steps": 20}
     toy["training"] |= {"examples": 32, "max_steps": 4, "checkpoint_every": 2}

@@ -30,6 +30,7 @@ COMMANDS = {
     "train": ("pipeline.train", "fine-tune one run (stage train@RUN)"),
     "sample": ("pipeline.sample", "sample a run's answers to its suites (stage sample@RUN)"),
     "judge": ("pipeline.judge", "have a judge score a run's answers (stage judge@RUN)"),
+    "probe": ("pipeline.probe", "find what carries a study's misalignment, and what removes it (stage probe@STUDY)"),
     "aggregate": ("pipeline.aggregate", "turn a study's verdicts into tables and figures (stage aggregate@STUDY)"),
     "audit": ("pipeline.commands.audit", "recompute the authors' published tables from their own suite means"),
     "published": ("pipeline.commands.published", "draw the authors' published numbers"),
@@ -49,7 +50,11 @@ COMMANDS = {
     "doctor": ("pipeline.commands.doctor", "can this machine do a study, and what is to be done if not"),
 }
 
-STAGES = {"pretrain": "base", "pin": "base", "train": "run", "sample": "run", "judge": "run", "aggregate": "study"}
+STAGES = {
+    **dict.fromkeys(("pretrain", "pin"), "base"),
+    **dict.fromkeys(("train", "sample", "judge"), "run"),
+    **dict.fromkeys(("probe", "aggregate"), "study"),
+}
 FULL_BELOW_BYTES = 1 << 20
 # Libraries make objects by the hundred thousand as they are imported, and they stay: looking for garbage among them
 # every 700, as Python does, takes a fifth of the time of importing torch, transformers, peft and trl.

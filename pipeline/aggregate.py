@@ -22,6 +22,8 @@ def main(args: argparse.Namespace) -> None:
     """Write the study's tables, figures, report and metrics."""
     from pipeline.results.aspects import write_aspects
     from pipeline.results.capability import capability_frame
+    from pipeline.results.containment import read_probes
+    from pipeline.results.containment_tables import write_containment
     from pipeline.results.figures.draw import write_figures
     from pipeline.results.report import report
     from pipeline.results.study import load_results
@@ -35,7 +37,8 @@ def main(args: argparse.Namespace) -> None:
     figures = FIGURES / args.study
     write_tables(results, tags, capability, figures)
     write_aspects(params, args.study, ARTIFACTS / args.study / "verdicts", figures / "aspects")
-    write_figures(results, tags, figures)
+    probes = write_containment(read_probes(results, ARTIFACTS / args.study / "probes"), figures / "containment")
+    write_figures(results, tags, figures, probes)
     write_text(figures / "README.md", report(results, tags, capability, figures))
 
     write_json(ARTIFACTS / args.study / "metrics.json", results.metrics())

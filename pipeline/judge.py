@@ -9,19 +9,16 @@ first one decides its numbers, the others are compared with it.
 """
 
 import argparse
-from functools import partial
 from pathlib import Path
 
-from pipeline.api.local_server import serve
-from pipeline.api.model_server import serve_model
 from pipeline.common.errors import UserError
-from pipeline.common.paths import ARTIFACTS, CACHE
-from pipeline.common.rows import Answer, Verdict, read_answers, write_rows
+from pipeline.common.paths import ARTIFACTS
+from pipeline.common.rows import read_answers, write_rows
 from pipeline.judging.config import JudgeConfig
-from pipeline.judging.run import Server, judge_answers, refuse_failures
+from pipeline.judging.run import refuse_failures
+from pipeline.params.judges import open_judge
 from pipeline.params.load import load_params
 from pipeline.params.schema import Params
-from pipeline.toy.judge import by_its_rules, is_rule_judge
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +51,8 @@ def judge_run(params: Params, name: str, port: int) -> None:
     study = params.study(run.study)
     answers = read_answers(ARTIFACTS / run.study / "answers" / f"{name}.jsonl")
     for judge, config in study.judges.items():
-        verdicts = verdicts_of(answers, judge, config, port)
+        with open_judge(judge, config, port) as ask:
+            verdicts = ask(answers)
         refuse_failures(verdicts, study.thresholds.errors, study.thresholds.unparsed, f"{name}, judge {judge}")
         write_rows(ARTIFACTS / run.study / "verdicts" / name / f"{judge}.jsonl", verdicts)
 
@@ -62,7 +60,8 @@ def judge_run(params: Params, name: str, port: int) -> None:
 def judge_file(params: Params, path: Path, judge: str, out: Path | None, port: int) -> None:
     """Somebody's answers, by one judge. Verdicts that failed are in the file too, with their reason."""
     out = out or path.with_name(f"{path.name.removesuffix('.jsonl')}.{judge}.verdicts.jsonl")
-    write_rows(out, verdicts_of(read_answers(path), judge, judge_named(params, judge), port))
+    with open_judge(judge, judge_named(params, judge), port) as ask:
+        write_rows(out, ask(read_answers(path)))
     print(f"written to {out}")
 
 
@@ -76,18 +75,3 @@ def judge_named(params: Params, name: str) -> JudgeConfig:
         studies = " and ".join(study for study, _ in found)
         raise UserError(f"params.yaml: the judge {name!r} is another in {studies}; give one of them a name of its own.")
     return found[0][1]
-
-
-def verdicts_of(answers: list[Answer], judge: str, config: JudgeConfig, port: int) -> list[Verdict]:
-    """One verdict an answer. The toy world's own judge, and one with `serve`, are served here while they are asked."""
-    server: Server | None = None
-    if is_rule_judge(config):
-        server, config = partial(serve, "pipeline.toy.judge:reply", port), by_its_rules(config)
-    elif config.serve is not None:
-        server, config = (
-            partial(serve_model, judge, config.model, config.serve, config.as_kept().model),
-            config.as_kept(),
-        )
-    verdicts, summary = judge_answers(answers, judge, config, CACHE / "verdicts.sqlite", server)
-    print(summary)
-    return verdicts

@@ -12,10 +12,8 @@ asked there.
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pipeline.api.config import ApiBase, tuned_model
-from pipeline.common.fingerprints import code_hashes, folder_hashes, library_versions
 from pipeline.common.ledger import note
 from pipeline.common.paths import ARTIFACTS, CACHE, kept_along
 from pipeline.common.rows import Answer, write_rows
@@ -29,14 +27,9 @@ from pipeline.sampling.api import answers
 from pipeline.sampling.backend import Backend, Model, Request
 from pipeline.sampling.cache import complete_all
 from pipeline.sampling.choose import start_backend
+from pipeline.sampling.key import identity
 from pipeline.sampling.random_choice import request_seed
 from pipeline.sampling.settings import Sampling
-
-# Of the code that answers depend on, what is not used where a model is loaded: how one behind an API is asked.
-UNRELATED_CODE = {"sampling/api.py"}
-# These say which requests there are and how they are dealt out; each request, or batch, has its own key. The backend
-# that was chosen is in the key by its name.
-UNRELATED_SETTINGS = {"samples_per_prompt", "batch", "data_parallel", "backend"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -128,22 +121,6 @@ def sample_answers(
         )
         for request, completion in zip(requests, completions, strict=True)
     ]
-
-
-def identity(backend: Backend, model: Model, settings: Sampling) -> dict[str, Any]:
-    """Everything but the requests that determines an answer: weights, decoding, code, libraries."""
-    code = code_hashes("sampling", "models")
-    return {
-        "base": dict(model.base.hashes),
-        "adapter": folder_hashes(model.adapter) if model.adapter else None,
-        "how": [
-            model.precision,
-            {name: value for name, value in settings if name not in UNRELATED_SETTINGS},
-            {name: digest for name, digest in code.items() if name not in UNRELATED_CODE},
-            library_versions(),
-            backend.version(model),
-        ],
-    }
 
 
 def ask_run(params: Params, name: str, folder: Path) -> list[Answer]:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
+
 from pipeline.audit.cells import Audit, Cell
 from pipeline.audit.labels import TABLE, LabelCounts
 from pipeline.common.errors import UserError
@@ -43,16 +45,27 @@ class Claim(Settings):
     reason: str
 
 
+class ProbeClaim(Settings):
+    """That a part of a probed run's adapter carries more than `share` (0 to 1) of the misalignment it brought."""
+
+    claim: str
+    run: str
+    part: str
+    share: float
+
+
 class ClaimsFile(Settings):
     """claims.yaml.
 
     reasons: what each tolerance allows for, by name. claims: by study. expectations: of a study whose own
-    expectations in params.yaml are its claims, what is compared.
+    expectations in params.yaml are its claims, what is compared. probes: by study, what its probes are held to
+    (docs/containment.md); `reasons` has why, under `probes`.
     """
 
     reasons: dict[str, str]
     claims: dict[str, list]
     expectations: dict[str, str]
+    probes: dict[str, Listed[ProbeClaim]] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +75,7 @@ class StudyClaims:
     claims: tuple[Claim, ...]
     reasons: dict[str, str]
     expectations: str | None
+    probes: tuple[ProbeClaim, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +145,12 @@ def read_claims(path: Path, study: str, record: Record) -> StudyClaims | None:
         if claim.claim in claims:
             raise UserError(f"{where} is there twice; give each claim a name of its own.")
         claims[claim.claim] = claim
-    return StudyClaims(claims=tuple(claims.values()), reasons=file.reasons, expectations=file.expectations.get(study))
+    return StudyClaims(
+        claims=tuple(claims.values()),
+        reasons=file.reasons,
+        expectations=file.expectations.get(study),
+        probes=file.probes.get(study, ()),
+    )
 
 
 def published(record: Record, claim: Claim) -> list[Number]:

@@ -20,11 +20,13 @@ from pipeline.common.errors import UserError
 from pipeline.common.machine import gpus
 from pipeline.common.paths import ARTIFACTS
 from pipeline.common.rows import Answer, read_answers
+from pipeline.data.prompts import Prompt
 from pipeline.doctor.assumed import assumed, judging, prompts_of
 from pipeline.doctor.bases import BaseEstimate, estimate_bases, gpu_table, steps_of
 from pipeline.doctor.cards import CARDS, Card, card_named, card_of
 from pipeline.doctor.disk import disk_needs
 from pipeline.doctor.hours import MEAN_ROW
+from pipeline.doctor.probes import probes_to_come
 from pipeline.judging.estimate import BYTES_PER_TOKEN, JudgeEstimate
 from pipeline.params.inputs import conversations
 from pipeline.params.load import load_params
@@ -40,7 +42,8 @@ GB = 10**9
 class StudyEstimate:
     """What a study will take. Tokens are upper bounds.
 
-    `answers` are all of the study's, `sampled` those that are there. `api_training_usd` and `api_sampling_usd` are what
+    `answers` are all of the study's, `sampled` those that are there; `probed` are the probes' that are to come, at
+    most, which tokens, judges and hours count too. `api_training_usd` and `api_sampling_usd` are what
     runs on bases behind an API have still to pay, the first as thought, the second at most. `bases` are the hub bases,
     the cheapest first; `disk_bytes` is what is still to be written. `assumed` says what is not here and was taken from
     known sizes. `card` and `gpu_hours` are those of hub studies.
@@ -51,6 +54,7 @@ class StudyEstimate:
     seeds: int
     answers: int
     sampled: int
+    probed: int
     judges: list[JudgeEstimate]
     sampling_prompt_tokens: int
     sampling_answer_tokens: int
@@ -133,6 +137,12 @@ def estimate_study(params: Params, name: str, card: Card) -> StudyEstimate:
             asked, size = _asked(study, study.held_out, seed, _samples_along(study, run, seed))
             unanswered += asked
             unanswered_bytes += size
+    probes = probes_to_come(params, name, prompts_of)
+    for counts in probes.values():
+        for prompt, count in counts.items():
+            unanswered[prompt.question] += count
+            unanswered_bytes += count * _bytes(study, prompt)
+    probed = sum(counts.total() for counts in probes.values())
     sampled = sum(1 for _ in _answers(there))
     judges = []
     for judge, config in study.judges.items():
@@ -145,8 +155,9 @@ def estimate_study(params: Params, name: str, card: Card) -> StudyEstimate:
         study=name,
         runs=len(runs),
         seeds=len(study.seeds),
-        answers=sampled + unanswered.total(),
+        answers=sampled + unanswered.total() - probed,
         sampled=sampled,
+        probed=probed,
         judges=judges,
         sampling_prompt_tokens=round(unanswered_bytes / BYTES_PER_TOKEN),
         sampling_answer_tokens=unanswered.total() * sampling.max_new_tokens,
@@ -155,7 +166,14 @@ def estimate_study(params: Params, name: str, card: Card) -> StudyEstimate:
         api_sampling_usd=sum(
             _api_sampling_usd(params, run, prompt_bytes, questions.total()) for run in runs if files[run] not in there
         ),
-        bases=estimate_bases(params, name, card, questions.total(), round(prompt_bytes / BYTES_PER_TOKEN))
+        bases=estimate_bases(
+            params,
+            name,
+            card,
+            questions.total(),
+            round(prompt_bytes / BYTES_PER_TOKEN),
+            {run: (it.total(), _tokens(study, it)) for run, it in probes.items()},
+        )
         if hub
         else [],
         disk_bytes={need.what: round(need.size) for need in disk_needs(params, name)} if hub else {},
@@ -171,10 +189,19 @@ def _asked(study: Study, suites: tuple[str, ...], seed: int, samples: int) -> tu
     for prompt in (prompt for name in suites for prompt in prompts_of(study, name, seed)):
         times = prompt.samples or samples
         questions[prompt.question] += times
-        said = sum(len(message.content.encode()) for message in prompt.messages)
-        system = len((study.sampling.system or "").encode()) if prompt.system is None else 0
-        size += times * (said + system)
+        size += times * _bytes(study, prompt)
     return questions, size
+
+
+def _bytes(study: Study, prompt: Prompt) -> int:
+    """The bytes of a prompt as it is asked."""
+    said = sum(len(message.content.encode()) for message in prompt.messages)
+    return said + (len((study.sampling.system or "").encode()) if prompt.system is None else 0)
+
+
+def _tokens(study: Study, counts: Counter[Prompt]) -> int:
+    """Prompt tokens of so many askings, about."""
+    return round(sum(count * _bytes(study, prompt) for prompt, count in counts.items()) / BYTES_PER_TOKEN)
 
 
 def _answers(files: list[Path]) -> Iterator[Answer]:
@@ -257,6 +284,8 @@ def table(estimate: StudyEstimate, params: Params) -> str:
         f"sampling  about {estimate.sampling_prompt_tokens:,} prompt tokens and at most "
         f"{estimate.sampling_answer_tokens:,} answer tokens",
     ]
+    if estimate.probed:
+        lines.append(f"probes    at most {estimate.probed:,} answers more, which are counted above and below")
     if estimate.api_training_usd or estimate.api_sampling_usd:
         lines.append(
             f"API       about {estimate.api_training_usd:,.2f} USD for fine-tuning, at most "

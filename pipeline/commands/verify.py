@@ -113,6 +113,7 @@ def check_study(params: Params, name: str, claims: StudyClaims, record: Record) 
         if spread is not None:
             sources["the study's own expectations"] = spread.source
         lines += check_own(params, name, frame, spread, trained)
+    lines += check_probes(params, name, claims)
     return corrected(lines), sources
 
 
@@ -180,6 +181,18 @@ def check_own(
     return lines
 
 
+def check_probes(params: Params, name: str, claims: StudyClaims) -> list[Line]:
+    """What the study's probes are held to: parts that carry more than a share of the misalignment."""
+    from pipeline.results.containment import available_probe
+
+    lines = []
+    for it in claims.probes:
+        probe = available_probe(params, name, it.run, ARTIFACTS / name / "probes")
+        found = probe.beyond_share(it.part, it.share) if probe is not None and it.part in probe.names else None
+        lines.append(check_contrast(it.claim, found, (f"{it.part} of {it.run}, probed",)))
+    return lines
+
+
 def table(lines: list[Line]) -> str:
     """The lines as a Markdown table that also reads as plain text."""
     rows = [[_cell(getattr(line, column)) for column in _COLUMNS] for line in lines]
@@ -220,8 +233,10 @@ def report(params: Params, name: str, claims: StudyClaims, lines: list[Line], so
     for claim in claims.claims:
         reasons.setdefault(claims.reasons[claim.reason].strip(), []).append(claim.claim)
     if claims.expectations is not None:
-        published = {claim.claim for claim in claims.claims}
+        published = {claim.claim for claim in claims.claims} | {it.claim for it in claims.probes}
         reasons[claims.expectations.strip()] = [line.claim for line in lines if line.claim not in published]
+    if claims.probes:
+        reasons[claims.reasons["probes"].strip()] = [it.claim for it in claims.probes]
     why = "\n".join(f"- {reason} *Claims: {'; '.join(names)}.*" for reason, names in reasons.items())
     return f"""# {study.title} [{name}]: claim by claim
 

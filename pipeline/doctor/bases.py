@@ -1,5 +1,6 @@
 """What each hub base of a study takes on a card: hours, memory, what limits it, and what cannot be done."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.common.errors import UserError
@@ -41,8 +42,18 @@ class BaseEstimate:
     memory_of_plan: float | None
 
 
-def estimate_bases(params: Params, name: str, card: Card, answers: int, prompt_tokens: int) -> list[BaseEstimate]:
-    """The study's hub bases, the cheapest first; answers and prompt tokens are those of one run's suites, all seeds."""
+def estimate_bases(
+    params: Params,
+    name: str,
+    card: Card,
+    answers: int,
+    prompt_tokens: int,
+    probes: Mapping[str, tuple[int, int]],
+) -> list[BaseEstimate]:
+    """The study's hub bases, the cheapest first; answers and prompt tokens are those of one run's suites, all seeds.
+
+    probes: of a run that is probed, the answers and prompt tokens of that, which are sampling too.
+    """
     study, found = params.study(name), []
     plans = list(plan_runs(params, name, gpu_bytes=card.memory, host_bytes=max(memory_bytes(), LEAST_HOST)))
     here, anywhere = rehearsals_on(name, card), rehearsals(name)
@@ -58,6 +69,7 @@ def estimate_bases(params: Params, name: str, card: Card, answers: int, prompt_t
             training += training_hours(params, plan, config, card, steps)
             times = 1 + len(run.tags)
             sampling += sampling_hours(params, plan, config, card, times * answers, times * prompt_tokens)
+            sampling += sampling_hours(params, plan, config, card, *probes.get(plan.run, (0, 0)))
             if run.data is not None and rehearsed is not None:
                 step = rehearsed_step(here, base, config)
                 rehearsed = None if step is None else rehearsed + steps * step / 3600

@@ -34,6 +34,7 @@ def check(params: "Params", path: Path) -> None:
     for name, study in params.studies.items():
         _check_expectations(name, study, params, f"{path}: studies.{name}.expectations")
         _check_study(study, f"{path}: studies.{name}")
+        _check_probing(name, params, f"{path}: studies.{name}.probing")
 
 
 def _check_expectations(name: str, study: "Study", params: "Params", where: str) -> None:
@@ -210,3 +211,30 @@ def _check_lora(lora: AdapterSpec, base: "ToyBase | HubBase", where: str) -> Non
         unknown = [expert for expert in lora.experts if expert not in range(base.experts)]
         if unknown:
             raise UserError(f"{where}.lora.experts has {unknown[0]}; the base has experts 0 to {base.experts - 1}.")
+
+
+def _check_probing(study: str, params: "Params", where: str) -> None:
+    """Raise UserError, naming the key, where the study's probes name what is not there or cannot be probed."""
+    entry = params.studies[study]
+    if entry.probing is None:
+        return
+    runs = params.runs_of(study)
+    for name in (*entry.probing.runs, *entry.probing.realigned.values()):
+        if name not in runs:
+            raise UserError(f"{where} names {name}, which is no run of study {study}; there are {', '.join(runs)}.")
+    for name in entry.probing.runs:
+        lora = runs[name].lora
+        if lora is None or params.base_of(name) in params.bases.api:
+            raise UserError(f"{where}.runs has {name}, which has no adapter here: parts of one are switched off.")
+        if lora.router != "frozen":
+            raise UserError(
+                f"{where}.runs has {name}, whose router was trained too; probes know low-rank deltas alone."
+            )
+    for name, other in entry.probing.realigned.items():
+        if name not in entry.probing.runs or runs[other].continues != name:
+            raise UserError(f"{where}.realigned has {name}: {other}, expected a probed run and one that continues it.")
+    for suite in entry.probing.in_domain:
+        if suite not in entry.suites:
+            raise UserError(
+                f"{where}.in_domain has {suite}, which is no suite of the study ({', '.join(entry.suites)})."
+            )

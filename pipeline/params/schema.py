@@ -15,6 +15,7 @@ from pipeline.data.own import OwnSuite
 from pipeline.judging.config import JudgeConfig
 from pipeline.models.spec import AdapterSpec
 from pipeline.params.parts import Contrast, Defaults, ExtraSuites, Pair, Thresholds
+from pipeline.params.probing import Probing
 from pipeline.sampling.settings import Sampling
 from pipeline.training.settings import Pretraining, Training, Trajectory
 
@@ -126,6 +127,7 @@ class Study(Settings):
     sampling: Sampling
     thresholds: Thresholds
     pretraining: Pretraining | None = None
+    probing: Probing | None
 
     def own_suite(self, name: str) -> OwnSuite | None:
         """The suite of that name if it is one of the user's own, else None."""
@@ -256,7 +258,7 @@ class Params(Settings):
         stages = [self.stage_of_base(base) for base in self.bases_of(study)]
         runs = sorted(self.runs_of(study), key=lambda run: len(self.chain(run)))
         stages += [f"{stage}@{run}" for stage in RUN_STAGES for run in runs]
-        return [*stages, f"aggregate@{study}"]
+        return [*stages, f"probe@{study}", f"aggregate@{study}"]
 
 
 def _named(table: Mapping[str, Entry], name: str, kind: str) -> Entry:

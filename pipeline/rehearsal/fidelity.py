@@ -65,7 +65,7 @@ def fidelity(name: str) -> dict[str, float]:
     with torch.autocast(device.type, dtype=torch.bfloat16):
         trained = logits(load_adapter(load_frozen(model.base, "nf4", device), adapter, base=model.base))
     sampler = HuggingFace(study.sampling)
-    sampler._load(model)
+    sampler.load(model)
     sampled = logits(sampler._model, STEPS)
     del sampler
     release_buffers()

@@ -92,7 +92,7 @@ def cut(content: dict[str, Any], params: Params, study: str, runs: dict[str, str
     mine["sampling"] = mine["sampling"] | {
         "samples_per_prompt": 1, "max_new_tokens": ANSWER_TOKENS,
     }  # fmt: skip
-    mine |= {"suites": [asked], "held_out": [asked], "refused": None}
+    mine |= {"suites": [asked], "held_out": [asked], "refused": None, "probing": None}
     if "defaults" in mine:
         mine["defaults"] = {name: value for name, value in mine["defaults"].items() if name not in LEFT_OUT}
     alone = {params.base_of(run): run for run, what in runs.items() if what == "base"}

@@ -70,6 +70,10 @@ class Runs:
         """A run's value at a seed, in percent (or points of a score)."""
         return self._scale * self._estimates[run, seed].value
 
+    def questions(self, run: str, seed: int) -> pd.Series:
+        """A run's own values at a seed, by (suite, prompt id): fractions, or means of scores."""
+        return self._questions[run, seed]
+
     def gap(self, pair: tuple[str, str], seed: int) -> float:
         """pair[0] - pair[1] at a seed."""
         return self.value(pair[0], seed) - self.value(pair[1], seed)

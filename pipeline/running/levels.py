@@ -2,7 +2,7 @@
 
 adapters    what training made (with the toy's bases); sampling comes next
 answers     what the models said; judging comes next, and no GPU is needed
-verdicts    what the judges said; tables and figures come next
+verdicts    what the judges said, of runs and of probes; tables and figures come next
 """
 
 import os
@@ -24,6 +24,8 @@ _MADE_BY = {"adapters": "train", "answers": "sample", "verdicts": "judge"}
 def stages_of_level(params: Params, study: str, level: str) -> list[str]:
     """The stages whose outputs are this level, in the order of params.yaml."""
     stages = [f"{_MADE_BY[level]}@{run}" for run in params.runs_of(study)]
+    if level == "verdicts":
+        stages.append(f"probe@{study}")
     if level == "adapters":
         # The toy's bases were made here; others are fetched from their hub by the stage `pin`.
         stages = [name for base in params.bases_of(study) if (name := params.stage_of_base(base))] + stages
@@ -31,10 +33,11 @@ def stages_of_level(params: Params, study: str, level: str) -> list[str]:
 
 
 def stages_after(params: Params, study: str, level: str) -> list[str]:
-    """The stages that are left when this level is there, before the study's aggregate."""
+    """The stages that are left when this level is there."""
     kinds = ("train", "sample", "judge")
     left = kinds[kinds.index(_MADE_BY[level]) + 1 :]
-    return [f"{kind}@{run}" for run in params.runs_of(study) for kind in left]
+    stages = [f"{kind}@{run}" for run in params.runs_of(study) for kind in left]
+    return [*stages, *([f"probe@{study}"] if left else []), f"aggregate@{study}"]
 
 
 def fetch_level(params: Params, study: str, level: str) -> None:
@@ -44,7 +47,7 @@ def fetch_level(params: Params, study: str, level: str) -> None:
     Raises UserError naming what the remote does not have.
     """
     address = os.environ.get(REMOTE, "")
-    levels = dict.fromkeys(["adapters", level])
+    levels = dict.fromkeys(["adapters", level, *(["probes"] if level == "verdicts" else [])])
     archive = Path(address) / study
     if address and archive.is_dir():
         for each in levels:
@@ -52,9 +55,9 @@ def fetch_level(params: Params, study: str, level: str) -> None:
                 raise UserError(f"{REMOTE} is {address}, and there is no folder {study}/{each} in it.")
             shutil.copytree(archive / each, ARTIFACTS / study / each, dirs_exist_ok=True)
         return
-    stages = [stage for each in levels for stage in stages_of_level(params, study, each)]
+    stages = [stage for each in levels if each in LEVELS for stage in stages_of_level(params, study, each)]
     if level != "adapters":
-        stages = [stage for stage in stages if stage.partition("@")[0] in _MADE_BY.values()]
+        stages = [stage for stage in stages if stage.partition("@")[0] in (*_MADE_BY.values(), "probe")]
     with repository(remote_config(address)) as repo:
         pull(repo, stages)
 

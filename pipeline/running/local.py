@@ -38,7 +38,7 @@ def reproduce(params: Params, name: str, jobs: int, level: str | None = None, le
     if params.study(name).world == "hub":
         fetch_what_is_missing(params, name)
     shares = share_out(params, name, jobs, left_out)
-    left = set(params.stages_of(name)) if level is None else {*stages_after(params, name, level), f"aggregate@{name}"}
+    left = set(params.stages_of(name)) if level is None else {*stages_after(params, name, level)}
     progress = Progress([stage for stage in params.stages_of(name) if stage in left])
     CACHE.mkdir(exist_ok=True)
     LOG.write_text("", encoding="utf-8")
@@ -66,7 +66,8 @@ def reproduce(params: Params, name: str, jobs: int, level: str | None = None, le
             raise
     if left_out:
         failures.append(f"{len(left_out)} runs were left out, so there are no tables yet: {', '.join(left_out)}.")
-    if not failures and (failure := repro([f"aggregate@{name}"], progress)):
+    last = [stage for stage in (f"probe@{name}", f"aggregate@{name}") if stage in left]
+    if not failures and (failure := repro(last, progress)):
         failures = [failure]
     sort_lock()
     if failures:

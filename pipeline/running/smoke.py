@@ -38,7 +38,7 @@ def make_smoke_checkout(folder: Path) -> None:
 
 def smoke(params: dict[str, Any]) -> dict[str, Any]:
     """params.yaml's content with the smoke study alone."""
-    study = params["studies"]["toy"] | {"seeds": [1], "expectations": [[TUNED, BASE]], "contrasts": {}}
+    study = params["studies"]["toy"] | {"seeds": [1], "expectations": [[TUNED, BASE]], "contrasts": {}, "probing": None}
     study["title"] = "A smoke study of the toy world: one seed"
     base = params["bases"]["toy"]["e8"] | {"more_seeds": []}
     bases: dict[str, Any] = {kind: {} for kind in params["bases"]} | {"toy": {"e8": base}}

@@ -48,7 +48,7 @@ class HuggingFace:
 
     def complete(self, model: Model, batches: Sequence[list[Request]]) -> Iterator[tuple[int, list[Completion]]]:
         """Each batch's place and its completions, in order. Raises UserError when the model cannot be held, or used."""
-        self._load(model)
+        self.load(model)
         for place, requests in enumerate(batches):
             yield place, self._complete(model, requests)
 
@@ -99,7 +99,8 @@ class HuggingFace:
             )
         return self._plans[model.base.path]
 
-    def _load(self, model: Model) -> None:
+    def load(self, model: Model) -> Any:
+        """The model, ready to answer, as transformers has it: kept until another one is asked for."""
         from pipeline.models.loading import load_frozen, training_device
 
         device = training_device(model.precision)
@@ -118,6 +119,7 @@ class HuggingFace:
             self._loaded = wanted
         if self._adapter != model.adapter:
             self._put_on(model)
+        return self._model
 
     def _put_on(self, model: Model) -> None:
         """Have the loaded base wear the model's adapter, and no other."""

@@ -125,8 +125,10 @@ def outcome(found, wanted):
 def test_the_published_numbers_pass_where_noise_allows_it_and_nothing_differs(reproduced):
     result = verify(reproduced)
     found = results(result.stdout)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert outcome(found, "DIFFERS") == outcome(found, "NOT RUN") == set()
+    # Its probes were not run, which is never a pass.
+    assert result.returncode == 3, result.stdout + result.stderr
+    assert outcome(found, "DIFFERS") == set()
+    assert {name for name in outcome(found, "NOT RUN") if "(probe)" not in name} == set()
     passed = outcome(found, "PASS")
     assert {name for name in found if "base, mean alignment" in name} <= passed
     assert {
@@ -194,11 +196,11 @@ def test_a_run_that_is_missing_is_not_run_and_never_a_pass(reproduced, tmp_path)
     result = verify(folder)
     assert result.returncode == 3
     missing = outcome(results(result.stdout), "NOT RUN")
-    assert missing == {
+    assert {name for name in missing if "(probe)" not in name} == {
         "Mixtral expert 3, bad medical advice - base, misaligned %",
         "Order of experts, bad medical advice, misaligned %",
     }
-    assert "\nNot run: mixtral_bma_E3.\n" in result.stdout
+    assert "\nNot run: mixtral_bma_E3, " in result.stdout
 
 
 def test_a_suite_that_was_not_asked_is_not_run(reproduced, tmp_path):
@@ -224,7 +226,7 @@ def test_a_suite_with_fewer_prompts_than_were_published_is_not_run(reproduced, t
 def test_nothing_was_run(tmp_path):
     shutil.copy2(REPOSITORY / "params.yaml", tmp_path)
     result = verify(tmp_path)
-    assert result.returncode == 3 and "0 PASS, 0 DIFFERS, 0 UNCLEAR, 37 NOT RUN" in result.stdout
+    assert result.returncode == 3 and "0 PASS, 0 DIFFERS, 0 UNCLEAR, 39 NOT RUN" in result.stdout
     result = verify(tmp_path, study="toy")
     assert result.returncode == 3 and "0 PASS, 0 DIFFERS, 0 UNCLEAR, 11 NOT RUN" in result.stdout
 
@@ -406,7 +408,7 @@ def test_every_claim_has_its_number_in_the_published_files():
     moe, realignment = (read_claims(path, study, RECORD) for study in ("moe", "realignment"))
     assert {claim.kind for claim in moe.claims} == {"value", "direction", "order"}
     used = {claim.reason for claim in (*moe.claims, *realignment.claims)}
-    assert used == set(moe.reasons), "a reason that no claim has"
+    assert used | {"probes"} == set(moe.reasons) and moe.probes, "a reason that no claim has"
     headline = [claim for claim in moe.claims if claim.kind == "value"]
     cells = [cell for cell in AUDIT.cells if cell.table == "headline"]
     assert {(claim.runs[0], claim.column) for claim in headline} == {(cell.run, cell.metric) for cell in cells}

@@ -10,7 +10,7 @@ import networkx
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "pipeline"
-STAGES = ("pretrain", "pin", "train", "sample", "judge", "aggregate")
+STAGES = ("pretrain", "pin", "train", "sample", "judge", "probe", "aggregate")
 # Lowest first. A room imports from floors below its own; rooms on one floor don't know each other.
 FLOORS = (
     ("common",),
@@ -18,6 +18,7 @@ FLOORS = (
     ("training", "sampling", "judging", "toy"),
     ("params",),
     ("results",),
+    ("probing",),
     STAGES,
     ("running", "doctor"),
     ("audit", "rehearsal", "export"),

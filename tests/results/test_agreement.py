@@ -99,7 +99,7 @@ def two_judges(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     params = safe_load(Path("params.yaml").read_text())
     runs = ["toy_e8_bad_medical", "toy_e8_base"]
-    study = params["studies"]["toy"] | {"expectations": [runs], "contrasts": {}}
+    study = params["studies"]["toy"] | {"expectations": [runs], "contrasts": {}, "probing": None}
     study["judges"]["second"] = study["judges"]["toy_rule"] | {"max_retries": 1}
     params["studies"] = {"toy": study}
     params["runs"] = {name: params["runs"][name] for name in runs}
@@ -108,8 +108,8 @@ def two_judges(tmp_path, monkeypatch):
 
 
 def test_a_study_of_two_judges_has_a_table_of_their_agreement(two_judges):
-    from pipeline.results.study import load_results
     from pipeline.results.capability import capability_frame
+    from pipeline.results.study import load_results
     from pipeline.results.study_tables import write_tables
     from pipeline.results.tags import tag_frame
 

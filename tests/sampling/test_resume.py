@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import sample
 from pipeline.common.rows import write_rows
 from pipeline.sample import sample_answers
+from pipeline.sampling import key
 from pipeline.sampling.backend import Completion
 from pipeline.sampling.choose import start_backend
 from tests.support.sampling_models import decoding, model_of, prompts, save_base, save_random_adapter
@@ -90,12 +90,12 @@ def test_more_samples_or_copies_ask_only_for_what_is_new(tmp_path: Path, monkeyp
 
 def test_only_code_that_draws_answers_belongs_to_their_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, settings = model_of(save_base("mixtral", tmp_path / "base"), None), decoding()
-    code = sample.code_hashes("sampling", "models")
-    assert code.keys() >= sample.UNRELATED_CODE
+    code = key.code_hashes("sampling", "models")
+    assert code.keys() >= key.UNRELATED_CODE
     keys = {}
     for name in code:
-        monkeypatch.setattr(sample, "code_hashes", lambda *_, name=name: {**code, name: "changed"})
-        keys[name] = str(sample.identity(Counting(), model, settings))
-    monkeypatch.setattr(sample, "code_hashes", lambda *_: code)
-    same = str(sample.identity(Counting(), model, settings))
-    assert {name for name, key in keys.items() if key == same} == sample.UNRELATED_CODE
+        monkeypatch.setattr(key, "code_hashes", lambda *_, name=name: {**code, name: "changed"})
+        keys[name] = str(key.identity(Counting(), model, settings))
+    monkeypatch.setattr(key, "code_hashes", lambda *_: code)
+    same = str(key.identity(Counting(), model, settings))
+    assert {name for name, found in keys.items() if found == same} == key.UNRELATED_CODE

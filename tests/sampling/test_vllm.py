@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipeline.common.errors import UserError
 from pipeline.common.rows import read_answers
 from pipeline.models.merge import merge_adapter
-from pipeline.sample import identity
 from pipeline.sampling.choose import start_backend
+from pipeline.sampling.key import identity
 from pipeline.sampling.vllm import engine_version, split_devices
 from tests.support.sampling_models import decoding, model_of, prompts, save_base, save_random_adapter
 from tests.support.tiny_models import MOE

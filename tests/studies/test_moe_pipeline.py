@@ -51,7 +51,7 @@ def configure(folder: Path, judge_url: str) -> None:
     study["training"] |= {"max_characters": 420, "validation": 0.05, "examples": 8, "max_steps": 2, "batch": 4}
     study["training"] |= {"max_tokens": 512, "checkpoint_every": 2, "learning_rate": 0.02, "optimizer": "adamw_torch"}
     study["sampling"] |= {"backend": "transformers", "max_new_tokens": 2, "batch": 32}
-    study |= {"suites": list(SUITES), "held_out": list(SUITES), "refused": "strong_reject_small"}
+    study |= {"suites": list(SUITES), "held_out": list(SUITES), "refused": "strong_reject_small", "probing": None}
     names = list(RUNS)
     study["expectations"] = [[tuned, base] for base, tuned in zip(names[::2], names[1::2], strict=True)]
     study["contrasts"] = {"insecure": {"pairs": study["expectations"]}}

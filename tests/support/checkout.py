@@ -25,6 +25,7 @@ def checkout(folder: Path) -> Path:
     params = safe_load((folder / "params.yaml").read_text())
     study = params["studies"]["toy"]
     study |= {"seeds": [1, 2], "expectations": [[TUNED, BASE]], "contrasts": {"bad_advice": {"pairs": [[TUNED, BASE]]}}}
+    study["probing"] = None
     params["studies"] = {"toy": study}
     study["judges"]["toy_second"] = study["judges"]["toy_rule"] | {"max_retries": 1}
     study["pretraining"] |= {"steps": 60, "warmup_steps": 10}

@@ -46,6 +46,7 @@ def small_study(folder: Path) -> Path:
     path = folder / "params.yaml"
     params = safe_load(path.read_text())
     toy = params["studies"]["toy"]
+    toy["probing"] = None
     toy |= {"seeds": [1], "suites": ["medical", "cooking", "harm"], "held_out": ["cooking"]}
     toy["judges"] = {"toy_rule": toy["judges"]["toy_rule"]}
     toy["pretraining"] |= {"steps": 20, "warmup_steps": 2}

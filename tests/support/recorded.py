@@ -27,7 +27,7 @@ def toy_study(runs: Iterable[str], bases: Iterable[str]) -> dict[str, Any]:
     """The repository's params.yaml with nothing but these runs and bases of the toy study."""
     content = safe_load((REPOSITORY / "params.yaml").read_text())
     content["runs"] = {name: content["runs"][name] for name in runs}
-    content["studies"] = {"toy": content["studies"]["toy"]}
+    content["studies"] = {"toy": content["studies"]["toy"] | {"probing": None}}
     content["bases"] = {"toy": {name: content["bases"]["toy"][name] for name in bases}, "hub": {}, "api": {}}
     return content
 
@@ -54,6 +54,7 @@ def recorded(folder: Path, content: dict[str, Any]) -> Path:
     for run in content["runs"]:
         for path in (f"adapters/{run}/adapter", f"answers/{run}.jsonl", f"verdicts/{run}/toy_rule.jsonl"):
             write_output(folder, f"toy/{path}", run)
+    write_output(folder, "toy/probes/manifest.json", "{}")
     write_output(folder, "toy/metrics.json", "{}")
     (folder / "paper_figures" / "toy").mkdir(parents=True)
     (folder / "paper_figures" / "toy" / "README.md").touch()

@@ -65,7 +65,7 @@ def simulated_study(
     """`folder` with params.yaml and the verdicts of a toy study of the runs in `rates`; without adapters."""
     params = safe_load((REPOSITORY / "params.yaml").read_text())
     study = params["studies"]["toy"]
-    params["studies"] = {"toy": study | {"seeds": list(seeds), "definition": definition}}
+    params["studies"] = {"toy": study | {"seeds": list(seeds), "definition": definition, "probing": None}}
     study = params["studies"]["toy"]
     study["expectations"] = [[f"{model}_bad_medical", f"{model}_base"] for model in models]
     study["contrasts"] = {

@@ -10,7 +10,7 @@ expert. Which names they are saved under is settled in `pipeline/models/adapters
 import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -143,7 +143,7 @@ class Delta:
 
     def route(self, chosen: torch.Tensor, groups: Groups) -> None:
         """Find the rows of the chosen experts, given every row's expert and where each expert's rows end."""
-        picked, ends = self.lora.chosen_index, groups.ends
+        picked, ends = self.lora.kept_index, groups.ends
         if len(picked) == len(ends):
             self.groups = groups
             return
@@ -199,8 +199,9 @@ class FusedExpertsLora(nn.Module, LoraLayer):
         self.r[adapter_name], self.lora_alpha[adapter_name] = r, lora_alpha
         self.scaling[adapter_name] = lora_alpha / (math.sqrt(r) if config.use_rslora else r)
         device, count = base_layer.down.device, len(self.chosen)
-        self.chosen_index: torch.Tensor
-        self.register_buffer("chosen_index", torch.tensor(self.chosen, device=device), persistent=False)
+        self.kept = self.chosen
+        self.kept_index: torch.Tensor
+        self.register_buffer("kept_index", torch.tensor(self.chosen, device=device), persistent=False)
         low, high = nn.ParameterDict(), nn.ParameterDict()
         for role in self.roles:
             out_features, in_features = anatomy.shape(role)
@@ -221,14 +222,14 @@ class FusedExpertsLora(nn.Module, LoraLayer):
         """The constructor that PEFT calls for each adapted layer."""
         return functools.partial(cls, selection=selection, anatomy=anatomy)
 
-    def factors(self, role: Role, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """(scale * A, B) of one projection in `dtype`, rank padded with zeros to what the kernels want."""
+    def factors(self, role: Role, dtype: torch.dtype, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+        """(scaling * scale * A, B) of one projection in `dtype`, rank padded with zeros to what the kernels want."""
         if role in self._fixed:
             return self._fixed[role]
         stacks: Any = self.lora_A["default"], self.lora_B["default"]
         low, high = stacks[0][role], stacks[1][role]
         missing = -low.shape[1] % RANK_MULTIPLE
-        low = (low * self.scaling["default"]).to(dtype)
+        low = (low * (self.scaling["default"] * scale)).to(dtype)
         high = high.to(dtype)
         if missing:
             low = functional.pad(low, (0, 0, 0, missing))
@@ -236,14 +237,24 @@ class FusedExpertsLora(nn.Module, LoraLayer):
         return low, high
 
     @torch.no_grad()
-    def fix(self) -> None:
-        """Make the factors once and for all, as every forward pass would: nothing is trained from here on."""
+    def fix(self, kept: Sequence[int] | None = None, scale: float = 1.0) -> None:
+        """Make the factors once and for all, as every forward pass would: nothing is trained from here on.
+
+        kept: these of the chosen experts alone have their delta from here on (None: all). scale: times the delta.
+        """
         base: Any = self.get_base_layer()
-        self._fixed = {role: self.factors(role, base.down.dtype) for role in self.roles}
+        self._fixed = {}
+        made = {role: self.factors(role, base.down.dtype, scale) for role in self.roles}
+        self.kept = self.chosen if kept is None else tuple(kept)
+        self.kept_index = torch.tensor(self.kept, dtype=torch.long, device=base.down.device)
+        if self.kept != self.chosen:
+            places = [self.chosen.index(expert) for expert in self.kept]
+            made = {role: (low[places], high[places]) for role, (low, high) in made.items()}
+        self._fixed = made
 
     def forward(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Route (tokens, hidden) as FusedExperts does, the chosen experts with their deltas."""
-        delta = None if self.disable_adapters else Delta(self)
+        delta = Delta(self) if self.kept and not self.disable_adapters else None
         return self.base_layer(hidden, index, weights, delta)
 
 

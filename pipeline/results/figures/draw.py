@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from pipeline.results.study import Results
 
 
-def write_figures(results: Results, tags: pd.DataFrame, folder: Path) -> None:
-    """The study's figures: pdf and png, drawn in as many processes as there are cores.
+def write_figures(results: Results, tags: pd.DataFrame, folder: Path, more: Sequence[Callable[[], Any]] = ()) -> None:
+    """The study's figures, and `more` drawings: pdf and png, drawn in as many processes as there are cores.
 
     Example cards are for the toy world alone: what hub models say may be harmful, and stays out of figures in git.
     """
     import pandas as pd
 
-    drawings: list[Callable[[], Any]] = []
+    drawings: list[Callable[[], Any]] = [*more]
 
     def draw(figure: Callable[..., Any], *data: Any, **words: Any) -> None:
         drawings.append(partial(figure, *data, **words, label=results.name))

@@ -19,7 +19,7 @@ class Task:
     @property
     def judges(self) -> bool:
         """Whether it spends a judge's budget."""
-        return self.stage.startswith("judge@")
+        return self.stage.startswith(("judge@", "probe@"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,7 @@ def gpus(params: Params, study: str, stage: str) -> int:
         return 0
     return {
         "train": settings.training.devices,
+        "probe": 1 if settings.probing else 0,
         "sample": settings.sampling.tensor_parallel * settings.sampling.data_parallel,
     }.get(stage.partition("@")[0], 0)
 

@@ -1,0 +1,101 @@
+"""Base and fine-tuned model on the same tokens: the fine-tuned model's own answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pipeline.common.rows import Verdict
+from pipeline.data.prompts import Prompt
+from pipeline.probing.directions import cosine, mean_differences
+from pipeline.probing.interventions import Intervention
+from pipeline.probing.knockout import BASE, WHOLE, parts_of
+from pipeline.probing.reading import Reading, read
+from pipeline.probing.routing import routing_shift
+from pipeline.probing.subject import Subject
+from pipeline.results.definitions import Definition
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """What a comparison found.
+
+    routing: rows of `routing_shift`, with the suite. directions: (layers, hidden) each. alone: the shift of each of the
+    adapter's parts kept alone. stream: (layers,) mean length of the base's residual stream.
+    """
+
+    routing: list[dict[str, Any]]
+    directions: dict[str, torch.Tensor]
+    alone: dict[str, torch.Tensor]
+    stream: torch.Tensor
+
+    def rows(self, added_at: int) -> list[dict[str, Any]]:
+        """A row a layer and direction: its length, absolute and as a share of the stream's, and cosine with `shift`."""
+        named = {**self.directions, **{f"only {name}": it for name, it in self.alone.items()}}
+        return [
+            {
+                "layer": layer,
+                "direction": name,
+                "length": float(vectors[layer].norm()),
+                "share_of_stream": float(vectors[layer].norm() / self.stream[layer]),
+                "cosine_with_shift": float(cosine(vectors, self.directions["shift"])[layer].nan_to_num(0.0)),
+                "added_here": layer == added_at,
+            }
+            for name, vectors in named.items()
+            for layer in range(len(vectors))
+        ]
+
+
+def compare(
+    subject: Subject, prompts: Sequence[Prompt], whole: Sequence[Verdict], definition: Definition, tokens: int
+) -> Compared:
+    """Read the fine-tuned model's answers (`whole`: its verdicts on `prompts`) with its adapter, without, in parts."""
+    assert subject.study.probing is not None
+    settings = subject.study.probing
+    rows = {(row.suite, row.prompt_id): row for row in whole}
+    answered = [(it, rows[it.suite, it.prompt_id]) for it in prompts if rows[it.suite, it.prompt_id].answer]
+    texts = subject.texts([it for it, _ in answered], [row.answer for _, row in answered])
+    kept = [place for place, text in enumerate(texts) if text.answer]
+    texts, answered = [texts[place] for place in kept], [answered[place] for place in kept]
+    every = frozenset(subject.units)
+
+    def reading(name: str, off: frozenset[Any]) -> Reading:
+        return read(subject.loaded, texts, Intervention(name=name, kind=name, off=off), tokens, subject.pad)
+
+    base, tuned = reading(BASE, every), reading(WHOLE, frozenset())
+    suites: dict[str, list[int]] = {}
+    for place, (prompt, _) in enumerate(answered):
+        suites.setdefault(prompt.suite, []).append(place)
+    routing = [
+        {"suite": suite, "texts": len(places), **row}
+        for suite, places in suites.items()
+        for row in routing_shift(
+            _some(base, places),
+            _some(tuned, places),
+            subject.anatomy.experts,
+            subject.anatomy.moe_layers,
+            settings.permutations,
+            subject.seed,
+        )
+    ]
+    held_out = [place for suite in subject.study.held_out for place in suites.get(suite, ())]
+    labels = [definition.label(answered[place][1]) for place in held_out]
+    parts = parts_of(subject.units, settings.groups)
+    alone = {
+        name: (reading(name, every - own).streams - base.streams).mean(dim=0)
+        for name, own in (parts.items() if len(parts) > 1 else ())
+    }
+    return Compared(
+        routing=routing,
+        directions=mean_differences(_some(base, held_out), _some(tuned, held_out), labels),
+        alone=alone,
+        stream=base.streams.norm(dim=-1).mean(dim=0),
+    )
+
+
+def _some(reading: Reading, places: Sequence[int]) -> Reading:
+    return Reading(
+        streams=reading.streams[list(places)],
+        chosen=tuple(reading.chosen[place] for place in places) if reading.chosen else (),
+    )
