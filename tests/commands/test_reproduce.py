@@ -54,13 +54,12 @@ def test_a_study_ends_with_tables_figures_and_a_headline(finished):
 def test_a_linked_folder_of_outputs_is_refused_before_anything_runs(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "artifacts").symlink_to("elsewhere")
-    stage = [sys.executable, "-m", "pipeline", "pretrain", "--base", "pretrain@e8"]
-    names = environment() | {"DVC_STAGE": "pretrain@e8", "PYTHONPATH": str(REPOSITORY)}
-    result = subprocess.run(stage, cwd=tmp_path, env=names, capture_output=True, text=True)
-    assert result.returncode == 2 and "dvc cache dir --local" in result.stderr, "plain dvc repro"
     shutil.copy2(REPOSITORY / "params.yaml", tmp_path)
-    result = reproduce(tmp_path)
-    assert result.returncode == 2 and "error: artifacts is a link to" in result.stderr
+    names = environment() | {"DVC_STAGE": "pretrain@e8", "PYTHONPATH": str(REPOSITORY)}
+    for command in (["pretrain", "--base", "pretrain@e8"], ["reproduce", "--study", "toy"]):  # plain dvc, and make
+        run = [sys.executable, "-m", "pipeline", *command]
+        result = subprocess.run(run, cwd=tmp_path, env=names, capture_output=True, text=True)
+        assert result.returncode == 2 and re.search(r"artifacts is a link to .*dvc cache dir --local", result.stderr)
 
 
 def test_nothing_changed_runs_nothing(finished, tmp_path):

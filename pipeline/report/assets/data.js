@@ -57,11 +57,22 @@ class Rows {
     return partner;
   }
 
-  // 1 where a text has `needle`, whatever its case.
-  textsWith(needle) {
+  // The texts in small letters, made once: before the first search, as it takes longer than one.
+  lowercase() {
     this.lower ??= this.texts.map((text) => text.toLowerCase());
-    const wanted = needle.toLowerCase();
-    return Uint8Array.from(this.lower, (text) => (text.includes(wanted) ? 1 : 0));
+    return this.lower;
+  }
+
+  // 1 where a text has `needle`, whatever its case. As one types on, only what had the shorter needle is looked at.
+  textsWith(needle) {
+    const wanted = needle.toLowerCase(), lower = this.lowercase(), before = this.searched;
+    const among = before && wanted.includes(before.wanted) ? before.found : null;
+    const found = new Uint8Array(lower.length);
+    for (let text = 0; text < lower.length; text++) {
+      if ((among === null || among[text] === 1) && lower[text].includes(wanted)) found[text] = 1;
+    }
+    this.searched = { wanted, found };
+    return found;
   }
 
   // What the rows must be, as one test a row: from the strings of the form or of a deep link.

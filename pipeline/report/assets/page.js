@@ -25,6 +25,7 @@ async function startExplorer() {
   byId("count").textContent = "Unpacking the answers …";
   try {
     explorer = new Explorer(new Rows(await unpack("rows")));
+    (window.requestIdleCallback ?? setTimeout)(() => explorer.rows.lowercase());
   } catch (error) {
     byId("count").textContent = `The answers cannot be shown: ${error.message}. This page needs a browser of 2023 or later.`;
     throw error;
