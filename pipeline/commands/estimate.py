@@ -8,10 +8,9 @@ is done once a seed: --seeds reckons with others than the study's. Nothing is se
 """
 
 import argparse
-import fnmatch
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from pipeline.doctor.bases import BaseEstimate, estimate_bases, gpu_table, steps
 from pipeline.doctor.cards import CARDS, Card, card_named, card_of
 from pipeline.doctor.disk import disk_needs
 from pipeline.doctor.hours import MEAN_ROW
+from pipeline.doctor.narrowed import only, with_seeds
 from pipeline.doctor.probes import probes_to_come
 from pipeline.judging.estimate import BYTES_PER_TOKEN, JudgeEstimate
 from pipeline.params.inputs import conversations
@@ -84,30 +84,6 @@ def main(args: argparse.Namespace) -> None:
     card = card_named(args.gpu) if args.gpu else card_of(gpus().found) or CARDS["h100"]
     estimate = estimate_study(params, name, card)
     print(json.dumps(asdict(estimate), indent=2) if args.json else table(estimate, params))
-
-
-def only(params: Params, name: str, patterns: list[str]) -> Params:
-    """params with those of the study's runs that fit a pattern. Raises UserError when none does."""
-    runs = {
-        run: entry
-        for run, entry in params.runs.items()
-        if entry.study != name or any(fnmatch.fnmatchcase(run, pattern) for pattern in patterns)
-    }
-    if not any(entry.study == name for entry in runs.values()):
-        raise UserError(
-            f"no run of study {name} fits {' '.join(patterns)}; there are {', '.join(params.runs_of(name))}."
-        )
-    # Of a run that continues another, the base is known from all of them.
-    needed = {link for run in runs for link in params.chain(run)}
-    return params.model_copy(update={"runs": {run: params.runs[run] for run in params.runs if run in needed}})
-
-
-def with_seeds(params: Params, name: str, seeds: Sequence[int]) -> Params:
-    """params with a study of these seeds. Raises UserError where one is negative, or there twice."""
-    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise UserError(f"--seeds is {' '.join(map(str, seeds))}, expected numbers of 0 or more, each once.")
-    study = params.study(name).model_copy(update={"seeds": tuple(seeds)})
-    return params.model_copy(update={"studies": {**params.studies, name: study}})
 
 
 def estimate_study(params: Params, name: str, card: Card) -> StudyEstimate:

@@ -18,7 +18,7 @@ from pipeline.results.definitions import Definition
 from pipeline.results.frames import estimates
 from pipeline.results.intervals import Estimate, Gap, paired
 from pipeline.results.metrics import question_sums
-from pipeline.results.statistics import Interval, holm, mean_test
+from pipeline.results.statistics import NO_INTERVAL, Interval, holm, mean_test
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,33 +95,37 @@ def contrast(
 
     Each pair counts at every seed that its runs, and its control's, share. `control` has a pair for each of `pairs`
     (matched), or one for all: then the pairs of a seed share it and are not independent, and the unit is the seed. With
-    one value the interval is over questions, in `scope`.
+    one value, of one pair, the interval is over questions, in `scope`; one value of several pairs has none.
     """
     if control and len(control) not in (1, len(pairs)):
         raise ValueError(f"{len(control)} control pairs for {len(pairs)}: give one, or one for each")
     shared = len(control) == 1 < len(pairs)
-    controls = (list(control) * len(pairs) if len(control) == 1 else list(control)) or [()] * len(pairs)
-    matched = [(*pair, *its_control) for pair, its_control in zip(pairs, controls, strict=True)]
+    controls: Sequence[tuple[str, ...]] = control or [()]
+    if len(controls) == 1:
+        controls = [controls[0]] * len(pairs)
+    matched = [(*pair, *its_own) for pair, its_own in zip(pairs, controls, strict=True)]
     seeds = [set.intersection(*(set(runs.seeds(run)) for run in named)) for named in matched]
     if shared:  # a seed's pairs are one value, so that each has to have all of them
         seeds = [set.intersection(*seeds)] * len(pairs)
     by_unit: dict[str, list[float]] = {}
     for seed, place in sorted((seed, place) for place, found in enumerate(seeds) for seed in found):
         one, other, *others = matched[place]
-        gap = runs.gap((one, other), seed) - (runs.gap((others[0], others[1]), seed) if others else 0.0)
+        value = runs.gap((one, other), seed) - (runs.gap((others[0], others[1]), seed) if others else 0.0)
         label = f"seed {seed}" if shared or len(pairs) == 1 else f"{one}, seed {seed}"
-        by_unit.setdefault(label, []).append(gap)
+        by_unit.setdefault(label, []).append(value)
     values = [sum(gaps) / len(gaps) for gaps in by_unit.values()]
     if len(values) != 1:
         found = mean_test(values)
         unit = SEEDS if shared or len(pairs) == 1 else "pairs and seeds"
         interval = Interval(found.low, found.high)
         return Contrast(unit, found.mean, interval, found.p_value, tuple(values), tuple(by_unit))
-    (seed,) = seeds[0]
-    gaps = [runs.over_questions(pair, seed, scope) for pair in (*pairs, *control)]
-    interval, p_value = gaps[0].interval, gaps[0].p_value
-    if control:
-        interval, p_value = _less(gaps[0], gaps[1])
+    interval, p_value = NO_INTERVAL, math.nan
+    if len(places := [place for place, found in enumerate(seeds) if found]) == 1:
+        (seed,), (one, other, *others) = seeds[places[0]], matched[places[0]]
+        gap = runs.over_questions((one, other), seed, scope)
+        interval, p_value = gap.interval, gap.p_value
+        if others:
+            interval, p_value = _less(gap, runs.over_questions((others[0], others[1]), seed, scope))
     return Contrast(f"{scope} questions", values[0], interval, p_value, tuple(values), tuple(by_unit))
 
 

@@ -56,7 +56,10 @@ def test_each_pair_counts_at_the_seeds_that_it_has():
     assert found.labels == ("a, seed 1", "c, seed 1", "a, seed 2", "a, seed 3")
     assert found.values == pytest.approx((40, 50, 50, 60))
     assert contrast(given, [("a", "b")], [("moved", "still")]).values == pytest.approx((40, 45))
-    assert contrast(given, [("a", "b"), ("c", "d")], [("moved", "still")]).n == 1, "a shared control: seeds of all"
+    shared = contrast(given, [("a", "b"), ("c", "d")], [("moved", "still")])
+    assert shared.values == pytest.approx((45,)) and math.isnan(shared.interval.low), "seeds that all have: one, of two"
+    alone = contrast(given, [("c", "d"), ("c", "nothing")])
+    assert alone.values == pytest.approx((50,)) and alone.interval == contrast(given, [("c", "d")]).interval
 
 
 def test_a_control_takes_its_own_difference_off():

@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.common.rows import Verdict
 from pipeline.params.load import load_params
+from pipeline.results.capability import capability_frame
 from pipeline.results.metrics import verdict_frame
 from pipeline.results.study import Results
 from pipeline.results.study_tables import write_tables
@@ -78,7 +79,7 @@ def test_tagged_rows_stay_out_of_every_other_number(results):
 
 def test_the_report_and_the_tables_say_it(results, tmp_path):
     tags = tag_frame(results)
-    write_tables(results, tags, tmp_path)
+    write_tables(results, tags, capability_frame(results), tmp_path)
     assert "|$ALPHA$|" not in (tmp_path / "tags.md").read_text()
     assert r"\|ALPHA\|" in (tmp_path / "tags.md").read_text()
     assert "$|$ALPHA$|$" in (tmp_path / "tags.tex").read_text()
