@@ -26,8 +26,9 @@ LONGEST_PROMPT = 1024
 MOST = 512
 # Prompt tokens that pass through the model at once, at most; never fewer than the longest prompt's.
 PREFILL = (8192, 2048, 512)
-# Values of attention's scores that are held at once (eager): values, with mask, with sink, shifted, softmax.
-SCORES = 5
+# Where attention holds its scores (attention.py), bytes a score: with mask, with sink and copied for the product in 16
+# bits, softmax in fp32.
+SCORES = 3 * HALF + SINGLE
 # How often the logits whose distributions are held at once (random_choice.py) are held: chances, sorted, with places.
 CHOICE_COPIES = 6
 # Bytes a second of the slowest card that is planned for, to weigh plans against each other: memory, PCIe.
@@ -186,7 +187,7 @@ def _forward_bytes(config: Any, prefill: int, prompt_tokens: int, batch: int) ->
     # Queries, and keys and values repeated for every query head; residual and normalised states.
     attention = HALF * prefill * (4 * anatomy.hidden + 4 * queries)
     if anatomy.family.holds_scores:
-        attention += SCORES * SINGLE * config.num_attention_heads * prefill * prompt_tokens
+        attention += SCORES * config.num_attention_heads * prefill * prompt_tokens
     rows = prefill * max(anatomy.active, 1)
     experts = rows * (HALF * (2 * anatomy.hidden + 4 * anatomy.width) + SINGLE * anatomy.hidden)
     # Cache of the prompts that are being read, before it is put into the batch's.

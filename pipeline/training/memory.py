@@ -27,9 +27,10 @@ from pipeline.models.spec import AdapterSpec
 # TRL's loss makes the logits of at most so many tokens at a time, in a buffer of so many words whatever the
 # vocabulary (trl/kernels/chunked_logprob.py).
 LOSS_TOKENS, LOSS_WORDS = 4096, 32768
-# Where attention holds its scores (no SDPA): values, with mask, with sink, shifted, softmax and its copy for the
-# product, and the gradients of two of these at a time.
-SCORES = 8
+# Where attention holds its scores (no SDPA), bytes a score: what its own backward pass holds at a time (values, with
+# mask, with sink, shifted, softmax and its copy for the product, gradients of two of these), and what waits for that
+# during the experts' (softmax in fp32, its copy).
+SCORES, SCORES_KEPT = 16, 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,17 +147,19 @@ def activation_bytes(config: Any, spec: AdapterSpec | None, sequences: int, leng
     Every layer's input (bf16), plus the larger of the loss and one layer's backward pass. The loss: a tile of
     logits, the hidden states in bf16 three times (as they are, chosen, gradient), their gradient in fp32. A
     layer: attention's and the experts' intermediate results and as much again for their gradients, the routed
-    outputs in fp32; the scores where attention holds them.
+    outputs in fp32; or, where attention holds its scores, those and what attention needs besides, when the experts'
+    are gone. Against measured ones: benchmarks/README.md.
     """
     anatomy = anatomy_of(config)
     tokens = sequences * length
     inputs = HALF * anatomy.layers * anatomy.hidden * tokens
     loss = HALF * min(tokens, LOSS_TOKENS) * LOSS_WORDS
     loss += (3 * HALF + SINGLE) * anatomy.hidden * tokens
-    scores = SCORES * HALF * config.num_attention_heads * sequences * length**2 if anatomy.family.holds_scores else 0
+    scores = config.num_attention_heads * sequences * length**2 if anatomy.family.holds_scores else 0
     attention = HALF * (4 * anatomy.hidden + sum(rows for rows, _ in attention_shapes(config))) * tokens
     rows = tokens * max(anatomy.active, 1)
     expert = rows * (HALF * (2 * anatomy.hidden + 4 * anatomy.width) + SINGLE * anatomy.hidden)
     expert += tokens * HALF * 4 * anatomy.family.shared_width(config)
     low_rank = rows * HALF * (3 * spec.rank + anatomy.hidden + 2 * anatomy.width) if spec else 0
-    return inputs + max(loss, 2 * (attention + expert + low_rank) + scores)
+    layer = max(2 * (attention + expert + low_rank) + SCORES_KEPT * scores, 2 * attention + SCORES * scores)
+    return inputs + max(loss, layer)
