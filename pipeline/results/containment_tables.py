@@ -27,7 +27,8 @@ CAPTIONS = {
     "summary": "Each probed run: its effect (points), how its parts add up, and Spearman's rho of the experts' drop "
     "with the norm of their adapter and with the tokens that they get",
     "routing": "Where the router sends tokens, fine-tuned against base on the same tokens: Jensen-Shannon divergence "
-    "(bits) beside what chance gives, and overlap of the chosen experts; means over suites and seeds, p the largest of them",
+    "(bits) beside what chance gives, and overlap of the chosen experts; means over suites and "
+    "seeds, p the largest of them",
     "directions": "Directions of the residual stream: length, also as a share of the stream's, and cosine with the "
     "shift that fine-tuning makes; means over seeds",
     "doses": "The base with a direction added behind one layer: held-out misalignment (%) and coherent answers (%)",

@@ -99,7 +99,9 @@ def test_a_tables_text_makes_the_aggregate_alone_out_of_date(edit):
     ],
 )
 def test_what_results_depend_on_makes_their_stages_out_of_date(edit, name, stages):
-    assert changed(edit(name)).keys() == {f"{stage}@{run}" for stage in stages for run in RUNS}
+    # What draws and judges answers does so for probes; training they see by its adapters.
+    probes = {"probe@toy"} if stages != {"train"} else set()
+    assert changed(edit(name)).keys() == {f"{stage}@{run}" for stage in stages for run in RUNS} | probes
 
 
 def test_fingerprints_and_dvc_agree_on_what_code_there_is():
@@ -139,11 +141,17 @@ def test_a_run_a_suite_and_a_judge_of_ones_own_make_nothing_else_out_of_date(don
     suite = {"name": "mine", "file": "my/q.csv", "sha256": "0" * 64, "held_out": True}
     judge = {"model": "m", "base_url": "http://127.0.0.1:8000/v1"}
     own = {f"{stage}@mine" for stage in ("train", "sample", "judge")}
-    everything = {f"{stage}@{run}" for stage in ("sample", "judge") for run in RUNS}
+    everything = {f"{stage}@{run}" for stage in ("sample", "judge") for run in RUNS} | {"probe@toy"}
     for change, stages in (
         (lambda c: c["runs"].update(mine=mine), own),
-        (lambda c: c["studies"]["toy"]["suites"].append(suite), {s for s in everything if s.startswith("sample")}),
-        (lambda c: c["studies"]["toy"]["judges"].update(mine=judge), {s for s in everything if s.startswith("judge")}),
+        (
+            lambda c: c["studies"]["toy"]["suites"].append(suite),
+            {"probe@toy"} | {s for s in everything if s.startswith("sample")},
+        ),
+        (
+            lambda c: c["studies"]["toy"]["judges"].update(mine=judge),
+            {"probe@toy"} | {s for s in everything if s.startswith("judge")},
+        ),
         (lambda c: c["bases"]["hub"].update(new={"repository": "a/b", "revision": "0" * 40}), {"pin@new"}),
     ):
         content = study()
