@@ -11,11 +11,11 @@ import psutil
 import pytest
 from aiohttp import web
 
-from pipeline import judge as command
 from pipeline.api import model_server
 from pipeline.api.config import Serve
 from pipeline.api.local_server import ChatServer, bind
 from pipeline.common.errors import UserError
+from pipeline.params.judges import open_judge
 from tests.support.checkout import REPOSITORY
 from tests.support.fake_vllm import put_on_path
 from tests.support.judge_server import judge_config, make_answers, scripted, served
@@ -33,7 +33,8 @@ def vllm(tmp_path, monkeypatch):
 
 def judged(tmp_path, **changes):
     config = judge_config(tmp_path, model="owner/judge", serve=SERVE, **changes)
-    return command.verdicts_of(make_answers(4), "local", config, 0)
+    with open_judge("local", config) as ask:
+        return ask(make_answers(4))
 
 
 def starts(log):

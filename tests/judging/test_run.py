@@ -12,6 +12,7 @@ from pipeline.common.rows import read_verdicts, write_rows
 from pipeline.common.settings import build
 from pipeline.judging.config import JudgeConfig
 from pipeline.judging.run import judge_answers, refuse_failures
+from pipeline.params import judges
 from pipeline.toy.judge import MODEL, by_its_rules, is_rule_judge
 from tests.support.judge_server import Script, ScriptedJudge, judge_config, judge_server, make_answers, scripted, served
 from tests.support.quick_yaml import safe_load
@@ -164,7 +165,7 @@ def with_judge(monkeypatch):
 
 
 def test_anybodys_answers_are_judged_by_any_judge_of_params_yaml(tmp_path, monkeypatch, with_judge):
-    monkeypatch.setattr(command, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(judges, "CACHE", tmp_path / "cache")
     write_rows(tmp_path / "theirs.jsonl", make_answers(4))
     with judge_server(Script()) as url:
         with_judge(judge_config(tmp_path, base_url=url))
@@ -179,7 +180,7 @@ def test_anybodys_answers_are_judged_by_any_judge_of_params_yaml(tmp_path, monke
 
 
 def test_the_toy_study_asks_the_judge_that_it_names(tmp_path, monkeypatch, with_judge):
-    monkeypatch.setattr(command, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(judges, "CACHE", tmp_path / "cache")
     monkeypatch.setattr(command, "ARTIFACTS", tmp_path)
     write_rows(tmp_path / "toy" / "answers" / "toy_e8_base.jsonl", make_answers(3))
     with judge_server(Script()) as url:
