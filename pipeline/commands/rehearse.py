@@ -132,7 +132,8 @@ def rehearse(params: Params, study: str, runs: dict[str, str], width: str, layer
             if params.run(run).lora and params.study(study).training.precision == "nf4":
                 report["runs"][run]["fidelity"] = _fidelity(scratch, run)
         for run, stage, planned, found in memory(report):
-            print(f"{stage}@{run}: {found / GIB:.2f} GiB of {planned / GIB:.2f} planned", flush=True)
+            if width == "true":  # plans of narrow models are about what a process takes by itself
+                print(f"{stage}@{run}: {found / GIB:.2f} GiB of {planned / GIB:.2f} planned", flush=True)
         report["aggregate"] = _say(scratch.stage(f"aggregate@{study}"))
         said = scratch.command("verify", "--study", study).strip().splitlines()
         report["verified"] = [line for line in said if not line.startswith("Written to ")][-1]

@@ -113,6 +113,7 @@ class Scratch:
     ) -> tuple[bool, int, int]:
         """Whether it was killed, and the largest memory that one process of it had, with mapped files and without."""
         command = [sys.executable, "-m", "dvc", "repro", "--single-item", name]
+        began = time.time()
         with self.log.open("ab") as stream:
             process = subprocess.Popen(
                 command, cwd=self.folder, env=self.environment, stdout=stream, stderr=subprocess.STDOUT,
@@ -125,7 +126,7 @@ class Scratch:
             for mark in self.folder.glob(".cache/checkpoints/*/checkpoint-*"):
                 step = int(mark.name.rpartition("-")[2]) if mark.name.rpartition("-")[2].isdigit() else 0
                 written = _written(mark / "trainer_state.json")
-                if steps is not None and written is not None:
+                if steps is not None and written is not None and written > began:
                     steps[step] = written
                 if until is not None and step >= until and written is not None:
                     time.sleep(2 * POLL_S)
