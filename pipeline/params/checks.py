@@ -26,15 +26,15 @@ def check(params: "Params", path: Path) -> None:
     for name, run in params.runs.items():
         _check_start(name, run, params, f"{path}: runs.{name}")
         _check_run(name, run, params, f"{path}: runs.{name}")
+    for name, study in params.studies.items():
+        _check_expectations(name, study, params, f"{path}: studies.{name}.expectations")
+        _check_study(study, f"{path}: studies.{name}")
+        _check_probing(name, params, f"{path}: studies.{name}.probing")
     for name in params.runs:
         if len(set(seeds := params.seeds_of(name))) < len(seeds):
             raise UserError(
                 f"{path}: bases.toy.{params.base_of(name)}.more_seeds repeats a seed; {name} has {list(seeds)}."
             )
-    for name, study in params.studies.items():
-        _check_expectations(name, study, params, f"{path}: studies.{name}.expectations")
-        _check_study(study, f"{path}: studies.{name}")
-        _check_probing(name, params, f"{path}: studies.{name}.probing")
 
 
 def _check_expectations(name: str, study: "Study", params: "Params", where: str) -> None:

@@ -1,5 +1,6 @@
 """What a study will take, from its real prompts, before anything is spent."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -119,7 +120,11 @@ def test_answers_and_replies_that_are_there_are_counted_as_they_are(checkout, ca
 
     with judge_server(Script()) as url:
         judge_answers(
-            answers, "toy_rule", by_its_rules(params.study("toy").judges["toy_rule"]), CACHE / "verdicts.sqlite", url
+            answers,
+            "toy_rule",
+            by_its_rules(params.study("toy").judges["toy_rule"]),
+            CACHE / "verdicts.sqlite",
+            lambda: contextlib.nullcontext(url),
         )
     judged = estimated(capsys, "--study", "toy")["judges"][0]
     assert (judged["requests"], judged["cached"]) == (2 * (left + probed), 80)
