@@ -65,8 +65,8 @@ def copy_checkout(root: Path, folder: Path) -> None:
 
 
 def commit(folder: Path) -> None:
-    """Make the folder a repository: DVC works in those alone. Checkpoints (gigabytes in hf/) are not added to it."""
-    for command in (["init", "-q"], ["add", "-A", "--", ".", ":!hf"], [*IDENTITY, "commit", "-qm", "rehearsal"]):
+    """Make the folder a repository: DVC works in those alone. Checkpoints (gigabytes) are not added to it."""
+    for command in (["init", "-q"], ["add", "-A", "--", ".", f":!{CACHE}"], [*IDENTITY, "commit", "-qm", "rehearsal"]):
         subprocess.run(["git", *command], cwd=folder, check=True, capture_output=True)
 
 
