@@ -88,7 +88,7 @@ def rehearse(params: Params, study: str, runs: dict[str, str], width: str, layer
 
     from pipeline.api.local_server import serve
     from pipeline.rehearsal.checkpoints import narrow, write_repository
-    from pipeline.rehearsal.scratch import Scratch, commit, copy_checkout
+    from pipeline.rehearsal.scratch import CACHE, Scratch, commit, copy_checkout
     from pipeline.rehearsal.stage import has_16_bit_products
     from pipeline.rehearsal.study import cut
 
@@ -97,7 +97,7 @@ def rehearse(params: Params, study: str, runs: dict[str, str], width: str, layer
     for base in dict.fromkeys(params.base_of(run) for run in runs):
         hub = params.bases.hub[base]
         fields = narrow(_fields(hub.repository, hub.revision), width, layers)
-        cache = folder / "hf" / "hub"
+        cache = folder / CACHE / "hub"
         tokenizer = write_repository(cache, hub.repository, hub.revision, fields, seed=len(bases))
         bases[base] = {"fields": fields, "tokenizer": tokenizer}
         print(

@@ -24,6 +24,8 @@ POLL_S = 0.2
 VERDICTS = (0, 1, 3)
 PLANNED = re.compile(r"predicted peak ([\d.]+) GiB.*context and slack ([\d.]+)")
 COUNTS = re.compile(r"^(VmHWM|RssAnon):\s+(\d+) kB", re.M)
+# The scratch checkout's own Hugging Face cache.
+CACHE = "hf"
 IDENTITY = ("-c", "user.name=rehearsal", "-c", "user.email=rehearsal@localhost")
 
 
@@ -63,8 +65,8 @@ def copy_checkout(root: Path, folder: Path) -> None:
 
 
 def commit(folder: Path) -> None:
-    """Make the folder a repository: DVC works in those alone. Checkpoints (gigabytes in hf/) are not added to it."""
-    for command in (["init", "-q"], ["add", "-A", "--", ".", ":!hf"], [*IDENTITY, "commit", "-qm", "rehearsal"]):
+    """Make the folder a repository: DVC works in those alone. Checkpoints (gigabytes) are not added to it."""
+    for command in (["init", "-q"], ["add", "-A", "--", ".", f":!{CACHE}"], [*IDENTITY, "commit", "-qm", "rehearsal"]):
         subprocess.run(["git", *command], cwd=folder, check=True, capture_output=True)
 
 
@@ -74,7 +76,7 @@ class Scratch:
     def __init__(self, folder: Path):
         self.folder = folder
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        own = {"HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1", "DVC_NO_ANALYTICS": "1", "PATH": path}
+        own = {"HF_HOME": str(folder / CACHE), "HF_HUB_OFFLINE": "1", "DVC_NO_ANALYTICS": "1", "PATH": path}
         self.log = folder / "rehearsal.log"
         self.environment = os.environ | own | {"PYTHONPATH": str(folder), "TOKENIZERS_PARALLELISM": "false"}
 

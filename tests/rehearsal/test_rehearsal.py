@@ -22,7 +22,7 @@ from pipeline.models.shards import read_headers
 from pipeline.params.load import load_params
 from pipeline.rehearsal import stage
 from pipeline.rehearsal.checkpoints import REVISION, narrow, write_repository
-from pipeline.rehearsal.scratch import Scratch, memory_of
+from pipeline.rehearsal.scratch import CACHE, Scratch, commit, memory_of
 from pipeline.rehearsal.stage import grouped_in_32_bits, in_32_bits, linear_in_32_bits
 from pipeline.rehearsal.study import STEPS, cut, representatives
 from pipeline.rehearsal.tokenizers import write_tokenizer
@@ -173,6 +173,14 @@ def test_the_peak_is_the_processes_own_and_not_what_started_them() -> None:
         assert 200 * MIB <= peak < len(ballast) and own < 100 * MIB
         process.communicate(b"\n")
     assert memory_of(process.pid) == (0, 0)
+
+
+def test_weights_are_no_part_of_the_scratch_repository(tmp_path: Path) -> None:
+    for name in (f"{CACHE}/hub/model.safetensors", "params.yaml"):
+        write_text(tmp_path / name, "x")
+    commit(tmp_path)
+    tracked = subprocess.run(["git", "ls-files"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert tracked.stdout.split() == ["params.yaml"]
 
 
 def test_a_command_that_fails_stops_the_rehearsal_and_a_verdict_does_not(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_every_family_goes_through_every_stage(checkout: Path, tmp_path: Path) -
     runs = representatives(params, "moe", names=RUNS)
     report = command.rehearse(params, "moe", runs, "tiny", 1, tmp_path / "scratch")
     assert set(report["runs"]) == set(runs) and set(report["bases"]) == {"mixtral", "qwen3", "gpt_oss"}
-    assert "0 PASS" in report["verified"] or "NOT RUN" in report["verified"]
+    assert "0 PASS, 0 DIFFERS" in report["verified"] and "NOT RUN" in report["verified"]
     for run in RUNS:
         found = report["runs"][run]
         assert found["train"]["predicted"] and found["sample"]["predicted"]
@@ -122,7 +122,7 @@ def test_every_family_goes_through_every_stage(checkout: Path, tmp_path: Path) -
     artifacts = tmp_path / "scratch" / "artifacts" / "moe"
     routed = json.loads((artifacts / "adapters/qwen_insecure_top2/seed-7/routing.json").read_text())
     assert routed
-    assert (tmp_path / "scratch" / "paper_figures" / "moe" / "metrics.json").exists()
+    assert set(read_json(artifacts / "metrics.json")) and (artifacts / "verify.md").exists()
 
 
 @pytest.mark.skipif(os.environ.get("EMOE_NIGHTLY") != "1", reason="an hour of two cores and 14 GB: EMOE_NIGHTLY=1")
