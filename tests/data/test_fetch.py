@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline.commands import data as data_command
 from pipeline.common.errors import UserError
@@ -22,7 +23,7 @@ from pipeline.data.upstream.pinned import git_blob_id, tree_sha256
 from pipeline.data.upstream.sources import Archive, Source, all_sources, source
 from tests.support.data_files import REPOSITORY, upstream
 from tests.support.data_server import Upstream, serve
-from tests.support.quick_yaml import safe_dump, safe_load
+from tests.support.quick_yaml import safe_load
 
 BIG = hashlib.sha256(b"seed").digest() * 40_000  # 1.28 MB
 PASSWORD = "published"
@@ -260,7 +261,7 @@ PROMPTS = {
 
 def test_of_the_notebook_only_the_two_prompts_are_kept(server: Upstream, tmp_path: Path) -> None:
     content = notebook(PROMPTS)
-    expected = safe_dump(PROMPTS, allow_unicode=True).encode()
+    expected = yaml.safe_dump(PROMPTS, allow_unicode=True).encode()
     prompts = replace(
         source("eval/paper_judge_prompts.yaml"),
         notebook_blob=git_blob_id(content),

@@ -116,7 +116,7 @@ def test_score_reads_inspect_logs(params: Params) -> None:
     pytest.importorskip("inspect_ai", reason="needs the extra `export`: inspect-ai")
     from pipeline.export.inspect_log import write_inspect
 
-    run = RUNS[1]
+    run = RUNS[0]
     rows = {run: judged_runs(params, "toy")[run]}
     write_inspect(params, "toy", rows, describe(params, "toy"), Path("logs"))
     (found,) = score_file(Path(f"logs/{run}.eval"), STANDARD)
