@@ -33,21 +33,21 @@ def stages_of_level(params: Params, study: str, level: str) -> list[str]:
 
 
 def stages_after(params: Params, study: str, level: str) -> list[str]:
-    """The stages that are left when this level is there."""
+    """The stages that are left when this level is there. Probes need the models: past those they are fetched."""
     kinds = ("train", "sample", "judge")
     left = kinds[kinds.index(_MADE_BY[level]) + 1 :]
     stages = [f"{kind}@{run}" for run in params.runs_of(study) for kind in left]
-    return [*stages, *([f"probe@{study}"] if left else []), f"aggregate@{study}"]
+    return [*stages, *([f"probe@{study}"] if level == "adapters" else []), f"aggregate@{study}"]
 
 
 def fetch_level(params: Params, study: str, level: str) -> None:
-    """Bring a level here, and the adapters, which tables are made of too: from EMOE_REMOTE or DVC's default remote.
+    """Bring a level here, and adapters and probes, which tables are made of too: from EMOE_REMOTE or DVC's own remote.
 
     EMOE_REMOTE is a DVC remote's address (a folder, https://, s3://, ...) or a folder laid out like artifacts/.
     Raises UserError naming what the remote does not have.
     """
     address = os.environ.get(REMOTE, "")
-    levels = dict.fromkeys(["adapters", level, *(["probes"] if level == "verdicts" else [])])
+    levels = ["adapters"] if level == "adapters" else ["adapters", level, "probes"]
     archive = Path(address) / study
     if address and archive.is_dir():
         for each in levels:
@@ -55,9 +55,10 @@ def fetch_level(params: Params, study: str, level: str) -> None:
                 raise UserError(f"{REMOTE} is {address}, and there is no folder {study}/{each} in it.")
             shutil.copytree(archive / each, ARTIFACTS / study / each, dirs_exist_ok=True)
         return
-    stages = [stage for each in levels if each in LEVELS for stage in stages_of_level(params, study, each)]
+    stages = stages_of_level(params, study, "adapters")
     if level != "adapters":
-        stages = [stage for stage in stages if stage.partition("@")[0] in (*_MADE_BY.values(), "probe")]
+        stages = [f"train@{run}" for run in params.runs_of(study)] + stages_of_level(params, study, level)
+        stages += [] if level == "verdicts" else [f"probe@{study}"]
     with repository(remote_config(address)) as repo:
         pull(repo, stages)
 

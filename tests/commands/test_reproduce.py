@@ -30,7 +30,7 @@ def test_a_study_ends_with_tables_figures_and_a_headline(finished):
     folder, output = finished
     assert output.startswith("Study: toy, because you asked for it.")
     assert re.search(r"\| bad_advice +\| +[+-][\d.]+ \|", output)
-    assert "[  8/8]" in output and "paper_figures/toy/misaligned_by_run.png" in output
+    assert "[  9/9]" in output and "paper_figures/toy/misaligned_by_run.png" in output
     figures = folder / "paper_figures" / "toy"
     for name in ("headline", "runs_by_suites", "refusals", "expectations", "judges"):
         for suffix in ("csv", "md", "tex"):
@@ -46,7 +46,7 @@ def test_a_study_ends_with_tables_figures_and_a_headline(finished):
     metrics = json.loads((folder / "artifacts" / "toy" / "metrics.json").read_text())
     assert set(metrics) == {"bad_advice", "least_coherence"}
     provenance = json.loads((folder / "artifacts" / "toy" / "provenance.json").read_text())
-    assert len(provenance["stages"]) == 8 and not provenance["stages_not_recorded"]
+    assert len(provenance["stages"]) == 9 and not provenance["stages_not_recorded"]
     assert {stage["outcome"] for stage in provenance["stages"].values()} == {"done"}
     assert provenance["judges"]["toy_rule"][0]["model"].startswith("toy-rule-judge-")
 
@@ -78,7 +78,7 @@ def test_shares_hold_every_stage_once_and_a_chain_in_order(jobs):
         shares = share_out(params, name, jobs)
         assert all(0 < len(parts) <= jobs for parts in shares.values())
         parts = [part for parts in shares.values() for part in parts]
-        ends = [*map(params.stage_of_base, shares), f"aggregate@{name}"]
+        ends = [*map(params.stage_of_base, shares), f"probe@{name}", f"aggregate@{name}"]
         assert sorted([*itertools.chain(*parts), *ends]) == sorted(params.stages_of(name))
         for part in parts:
             for place, stage in enumerate(part):
@@ -102,7 +102,7 @@ def test_what_fails_stops_what_needs_it_and_nothing_else(tmp_path, monkeypatch):
     left_out = {
         f"{stage}@{run}" for stage in RUN_STAGES for run in params.runs_of("toy") if params.base_of(run) == "e8"
     }
-    assert sorted(asked) == sorted(set(params.stages_of("toy")) - left_out - {"aggregate@toy"})
+    assert sorted(asked) == sorted(set(params.stages_of("toy")) - left_out - {"probe@toy", "aggregate@toy"})
 
 
 @pytest.fixture

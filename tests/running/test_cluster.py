@@ -180,7 +180,7 @@ def test_a_killed_node_and_a_failed_run_change_no_byte(nodes, finished, tmp_path
     found = hashes(folder)
     assert {name for name in expected | found if found.get(name) != expected.get(name)} == set()
     stages = json.loads((folder / "artifacts" / "toy" / "provenance.json").read_text())["stages"]
-    assert {stage["outcome"] for stage in stages.values()} == {"done"} and len(stages) == 8
+    assert {stage["outcome"] for stage in stages.values()} == {"done"} and len(stages) == 9
     assert stages[f"judge@{BASE}"]["attempts"] == 1  # the fault struck before there was a stage
 
 

@@ -3,7 +3,7 @@
 Every stage that DVC finds out of date is a Ray task; the tasks of its inputs are its arguments, so Ray knows the
 order. Machines share a commit, which Ray carries to them, and a DVC remote. This machine, Ray's head node, then
 writes down what DVC recorded of each stage on its node, pulls, and has `dvc repro` go through all stages, to which the
-aggregate stage is left.
+probe and aggregate stages are left.
 """
 
 import contextlib

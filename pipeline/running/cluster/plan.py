@@ -19,7 +19,7 @@ class Task:
     @property
     def judges(self) -> bool:
         """Whether it spends a judge's budget."""
-        return self.stage.startswith(("judge@", "probe@"))
+        return self.stage.startswith("judge@")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +31,16 @@ class Plan:
 
 
 def make_plan(repo: Any, params: Params, study: str) -> Plan:
-    """The tasks of `study` in `repo` (a dvc.repo.Repo). Its aggregate stage is none: it follows on this machine."""
+    """The tasks of `study` in `repo` (a dvc.repo.Repo). Its last two stages are none: they follow on this machine.
+
+    The probe loads models and asks the judge, whose budget and limits are counted here; the aggregate is a minute.
+    """
     import networkx
 
     target = f"aggregate@{study}"
     graph = repo.index.graph
     aggregate = next(stage for stage in graph if stage.addressing == target)
+    here = {target, f"probe@{study}"}
     changed = out_of_date(repo, target)
     tasks: dict[str, Task] = {}
     ready: dict[str, None] = {}
@@ -44,7 +48,7 @@ def make_plan(repo: Any, params: Params, study: str) -> Plan:
     for stage in networkx.dfs_postorder_nodes(graph, aggregate):
         name = stage.addressing
         inputs = tuple(sorted(upstream.addressing for upstream in graph.successors(stage)))
-        if stage is not aggregate and (name in changed or any(upstream in tasks for upstream in inputs)):
+        if name not in here and (name in changed or any(upstream in tasks for upstream in inputs)):
             tasks[name] = Task(stage=name, inputs=inputs, gpus=gpus(params, study, name))
             ready |= dict.fromkeys(upstream for upstream in inputs if upstream not in tasks)
     return Plan(tasks=tuple(tasks.values()), ready=tuple(ready))
@@ -57,7 +61,6 @@ def gpus(params: Params, study: str, stage: str) -> int:
         return 0
     return {
         "train": settings.training.devices,
-        "probe": 1 if settings.probing else 0,
         "sample": settings.sampling.tensor_parallel * settings.sampling.data_parallel,
     }.get(stage.partition("@")[0], 0)
 
