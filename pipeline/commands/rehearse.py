@@ -134,7 +134,8 @@ def rehearse(params: Params, study: str, runs: dict[str, str], width: str, layer
         for run, stage, planned, found in memory(report):
             if width == "true":  # plans of narrow models are about what a process takes by itself
                 print(f"{stage}@{run}: {found / GIB:.2f} GiB of {planned / GIB:.2f} planned", flush=True)
-        report["aggregate"] = _say(scratch.stage(f"aggregate@{study}"))
+        for stage in ("probe", "aggregate"):
+            report[stage] = _say(scratch.stage(f"{stage}@{study}"))
         said = scratch.command("verify", "--study", study).strip().splitlines()
         report["verified"] = [line for line in said if not line.startswith("Written to ")][-1]
     return report

@@ -20,7 +20,7 @@ from tests.support.data_files import upstream
 
 REPOSITORY = Path(__file__).parents[2]
 RUNS = ("mixtral_insecure_whole_r32", "qwen_insecure_top2", "oss_insecure_r8")
-ASKED_BY = {"pin": "--base", "aggregate": "--study"}
+ASKED_BY = {"pin": "--base", "probe": "--study", "aggregate": "--study"}
 
 # Commands one after another, each in a process of its own, without the 10 seconds of imports that each would need.
 SERVER = """
@@ -122,7 +122,12 @@ def test_every_family_goes_through_every_stage(checkout: Path, tmp_path: Path) -
     artifacts = tmp_path / "scratch" / "artifacts" / "moe"
     routed = json.loads((artifacts / "adapters/qwen_insecure_top2/seed-7/routing.json").read_text())
     assert routed
-    assert set(read_json(artifacts / "metrics.json")) and (artifacts / "verify.md").exists()
+    # What DVC takes for there: the stage that makes it was run.
+    assert (
+        (artifacts / "probes").is_dir()
+        and set(read_json(artifacts / "metrics.json"))
+        and (artifacts / "verify.md").exists()
+    )
 
 
 @pytest.mark.skipif(os.environ.get("EMOE_NIGHTLY") != "1", reason="an hour of two cores and 14 GB: EMOE_NIGHTLY=1")
