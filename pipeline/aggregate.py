@@ -22,9 +22,9 @@ def main(args: argparse.Namespace) -> None:
     """Write the study's tables, figures, report and metrics."""
     from pipeline.results.aspects import write_aspects
     from pipeline.results.capability import capability_frame
-    from pipeline.results.containment import read_probes
     from pipeline.results.containment_tables import write_containment
     from pipeline.results.figures.draw import write_figures
+    from pipeline.results.probes import read_probes
     from pipeline.results.report import report
     from pipeline.results.study import load_results
     from pipeline.results.study_tables import write_tables

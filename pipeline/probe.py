@@ -48,8 +48,12 @@ def main(args: argparse.Namespace) -> None:
     if study.world == "toy" and len(runs) > 1:
         without_compiler()
         with ProcessPoolExecutor(side_by_side(MEMORY_A_RUN_GB, len(runs)), initializer=end_with_parent) as pool:
-            for done in [pool.submit(probe_run, params, run, folder / run) for run in runs]:
-                done.result()
+            try:
+                for done in [pool.submit(probe_run, params, run, folder / run) for run in runs]:
+                    done.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     else:
         for run in runs:
             probe_run(params, run, folder / run)
@@ -98,6 +102,7 @@ def probe_seed(subject: Any, judge: Judge) -> dict[str, Any]:
     study, seed = subject.study, subject.seed
     settings, definition = study.probing, DEFINITIONS[study.definition]
     questions = questions_of(study, seed)
+    subject.plan(questions.all)
 
     def ask(changes: Sequence[Any], prompts: Any = questions.held_out) -> list[Verdict]:
         return judge(subject.answers(changes, prompts)) if changes else []

@@ -46,12 +46,11 @@ class Claim(Settings):
 
 
 class ProbeClaim(Settings):
-    """That a part of a probed run's adapter carries more than `share` (0 to 1) of the misalignment it brought."""
+    """That an expert of a probed run carries more of the misalignment than the others do on average."""
 
     claim: str
     run: str
     part: str
-    share: float
 
 
 class ClaimsFile(Settings):

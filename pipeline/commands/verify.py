@@ -182,13 +182,13 @@ def check_own(
 
 
 def check_probes(params: Params, name: str, claims: StudyClaims) -> list[Line]:
-    """What the study's probes are held to: parts that carry more than a share of the misalignment."""
-    from pipeline.results.containment import available_probe
+    """What the study's probes are held to: experts that carry more of the misalignment than the others do."""
+    from pipeline.results.probes import available_probe
 
     lines = []
     for it in claims.probes:
         probe = available_probe(params, name, it.run, ARTIFACTS / name / "probes")
-        found = probe.beyond_share(it.part, it.share) if probe is not None and it.part in probe.names else None
+        found = probe.beyond_others(it.part) if probe is not None and it.part in probe.names else None
         lines.append(check_contrast(it.claim, found, (f"{it.part} of {it.run}, probed",)))
     return lines
 

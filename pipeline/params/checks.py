@@ -219,6 +219,11 @@ def _check_probing(study: str, params: "Params", where: str) -> None:
     if entry.probing is None:
         return
     runs = params.runs_of(study)
+    if entry.world == "hub" and entry.judges[entry.judge].serve is not None:
+        raise UserError(
+            f"{where}: judge {entry.judge} has serve, and would be served on the GPU that holds the probed model; give "
+            "it the base_url of a server elsewhere, or set probing: null."
+        )
     for name in (*entry.probing.runs, *entry.probing.realigned.values()):
         if name not in runs:
             raise UserError(f"{where} names {name}, which is no run of study {study}; there are {', '.join(runs)}.")

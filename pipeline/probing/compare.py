@@ -15,6 +15,7 @@ from pipeline.probing.reading import Reading, read
 from pipeline.probing.routing import routing_shift
 from pipeline.probing.subject import Subject
 from pipeline.results.definitions import Definition
+from pipeline.results.halves import halves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +80,18 @@ def compare(
             subject.seed,
         )
     ]
-    held_out = [place for suite in subject.study.held_out for place in suites.get(suite, ())]
+    # Directions are taken from the half of the held-out questions that chooses, and reported on the other.
+    half = halves((it.suite, it.prompt_id) for it in prompts)
+    held_out = [
+        place
+        for suite in subject.study.held_out
+        for place in suites.get(suite, ())
+        if half[suite, answered[place][0].prompt_id] == "choose"
+    ]
     labels = [definition.label(answered[place][1]) for place in held_out]
     parts = parts_of(subject.units, settings.groups)
     alone = {
-        name: (reading(name, every - own).streams - base.streams).mean(dim=0)
+        name: (reading(name, every - own).streams - base.streams)[held_out].mean(dim=0)
         for name, own in (parts.items() if len(parts) > 1 else ())
     }
     return Compared(

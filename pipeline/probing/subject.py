@@ -31,6 +31,10 @@ class Subject:
         self._tokenizer = load_tokenizer(model.base.path)
         self._key = identity(self._backend, model, study.sampling) | code_hashes("probing/interventions.py")
 
+    def plan(self, prompts: Sequence[Prompt]) -> None:
+        """Plan the memory that `prompts` take, before the model is loaded: how it is held is decided once."""
+        self._backend.together(self.model, self._requests(prompts))
+
     @property
     def loaded(self) -> Any:
         """The model itself, with its adapter on."""
@@ -56,10 +60,7 @@ class Subject:
 
         The same random numbers are used under every intervention: what differs between two answers is the model.
         """
-        requests = [
-            Request(prompt=it, sample=0, seed=request_seed(self.run, self.seed, it.suite, it.prompt_id, 0))
-            for it in prompts
-        ]
+        requests = self._requests(prompts)
         rows: list[Answer] = []
         for change in changes:
             completions = complete_all(
@@ -86,6 +87,12 @@ class Subject:
                 for request, found in zip(requests, completions, strict=True)
             ]
         return rows
+
+    def _requests(self, prompts: Sequence[Prompt]) -> list[Request]:
+        return [
+            Request(prompt=it, sample=0, seed=request_seed(self.run, self.seed, it.suite, it.prompt_id, 0))
+            for it in prompts
+        ]
 
     def _complete(
         self, batches: Sequence[list[Request]], change: Intervention

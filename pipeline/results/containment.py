@@ -11,27 +11,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.common.files import read_jsonl
-from pipeline.common.rows import read_verdicts
 from pipeline.results.adapter_norms import adapter_norms
 from pipeline.results.contrasts import Contrast, Runs, contrast
-from pipeline.results.halves import halves
-from pipeline.results.metrics import metrics, verdict_frame
+from pipeline.results.halves import Half, halves
+from pipeline.results.metrics import metrics
 from pipeline.results.ratios import share_of_effect, spearman
 from pipeline.results.statistics import Interval, holm, mean_test
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from pipeline.params.schema import Params
     from pipeline.results.study import Results
 
 WHOLE, BASE = "whole", "base"
-KINDS = ("interventions", "routing", "directions")
 REMEDIES = ("whole", "base", "scale", "found", "ablate")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Probe:
     """One probed run: its verdicts under every intervention, and the other rows of its folder."""
 
@@ -47,6 +43,22 @@ class Probe:
     def held_out(self) -> pd.DataFrame:
         """Verdicts on the held-out suites."""
         return self.verdicts[self.verdicts["suite"].isin(self.results.study.held_out)]
+
+    @cached_property
+    def half(self) -> dict[tuple[int, str, str], Half]:
+        """(seed, suite, prompt id) -> its half, as the probe split each seed's questions."""
+        asked = self.verdicts[["seed", "suite", "prompt_id"]].drop_duplicates()
+        return {
+            (seed, *question): half
+            for seed in sorted(set(asked["seed"]))
+            for own in [asked[asked["seed"] == seed]]
+            for question, half in halves(zip(own["suite"], own["prompt_id"], strict=True)).items()
+        }
+
+    def reported(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The rows on questions that were asked and chose nothing: no part, and no direction."""
+        keys = zip(frame["seed"], frame["suite"], frame["prompt_id"], strict=True)
+        return frame[[self.half.get(key) == "report" for key in keys]]
 
     @cached_property
     def runs(self) -> Runs:
@@ -82,12 +94,16 @@ class Probe:
         """The parts that were switched off one by one."""
         return set(self.interventions.loc[self.interventions["kind"] == "without part", "what"])
 
-    def beyond_share(self, part: str, share: float) -> Contrast:
-        """What the part's absence takes away less `share` of the effect, in points: above 0 where it carries more."""
+    def beyond_others(self, part: str) -> Contrast:
+        """What the part's absence takes away, less what the other experts' absence takes away on average, in points.
+
+        Nothing is added up: effects of parts on a rate are not additive.
+        """
         import pandas as pd
 
-        both = pd.concat([self.units(WHOLE, f"without {part}"), self.units(WHOLE, BASE)], axis=1, join="inner").dropna()
-        values = both[0] - share * both[1]
+        others = sorted(name for name in self.names - {part} if experts_of(name) is not None)
+        units = pd.concat([self.units(f"without {name}", f"without {part}") for name in others], axis=1, join="inner")
+        values = units.dropna().mean(axis=1)
         found = mean_test(values)
         unit = "seeds" if len(self.runs.seeds(f"{self.run}+{WHOLE}")) > 1 else "questions"
         shown = tuple(values) if unit == "seeds" else (found.mean,)
@@ -138,30 +154,30 @@ class Probe:
         both = pd.concat([self.units(*pair), self.units(WHOLE, BASE)], axis=1, join="inner").dropna()
         return share_of_effect(both[0], both[1], resolved=self.has_effect)
 
-    def _of_experts(self, name: str) -> dict[str, float]:
-        """Routing share (%) and adapter norm of an expert part, mean over seeds; nothing for other parts."""
+    def _of_experts(self, name: str, seed: int | None = None) -> dict[str, float]:
+        """Routing share (%) and adapter norm of a part at a seed, or means over seeds; no share but of experts."""
         experts = experts_of(name)
         if experts is None:
-            return {"routing": float("nan"), "norm": self._norm(lambda frame: frame[frame["expert"].isna()])}
+            return {"routing": float("nan"), "norm": self._norm(lambda frame: frame[frame["expert"].isna()], seed)}
         held_out = self.routing[self.routing["suite"].isin(self.results.study.held_out)]
+        if seed is not None:
+            held_out = held_out[held_out["seed"] == seed]
         shares = [sum(load[expert] for expert in experts) for load in held_out["tuned_load"]]
         chosen = set(experts)
         return {
             "routing": 100 * sum(shares) / len(shares),
-            "norm": self._norm(lambda frame: frame[frame["expert"].isin(chosen)]),
+            "norm": self._norm(lambda frame: frame[frame["expert"].isin(chosen)], seed),
         }
 
-    def _norm(self, some: Any) -> float:
-        found = []
-        for frame in self.adapters:
-            found.append(float((some(frame)["norm"] ** 2).sum() ** 0.5))
-        return sum(found) / len(found)
+    def _norm(self, some: Any, seed: int | None) -> float:
+        frames = [frame for own, frame in self.adapters.items() if seed in (None, own)]
+        return sum(float((some(frame)["norm"] ** 2).sum() ** 0.5) for frame in frames) / len(frames)
 
     @cached_property
-    def adapters(self) -> list[pd.DataFrame]:
-        """Norms of the adapter of every seed."""
+    def adapters(self) -> dict[int, pd.DataFrame]:
+        """Seed -> norms of its adapter."""
         folder = self.results.adapter(self.run).parent
-        return [adapter_norms(folder / f"seed-{seed}") for seed in self.results.study.seeds]
+        return {seed: adapter_norms(folder / f"seed-{seed}") for seed in self.results.study.seeds}
 
     def summary(self) -> dict[str, Any]:
         """The run in one row: its effect, how the parts add up, and whether norm or routing rank the experts alike."""
@@ -172,10 +188,30 @@ class Probe:
             row[f"sum_{key}"] = float(own[key].sum()) if len(own) and self.has_effect else float("nan")
         experts = own[own["routing"].notna()] if len(own) else own
         row["experts"] = len(experts)
-        for key in ("norm", "routing"):
-            rho, p = spearman(experts[key], experts["drop"]) if len(experts) > 2 else (float("nan"), float("nan"))
+        for key, (rho, p) in self._ranked(list(experts["part"]) if len(experts) > 2 else []).items():
             row |= {f"rho_{key}": rho, f"rho_{key}_p": p}
         return row
+
+    def _ranked(self, parts: list[str]) -> dict[str, tuple[float, float]]:
+        """Spearman's rho of the experts' drop with norm and routing, within a seed; its mean over seeds, and p by t.
+
+        With one seed p is that of permuted experts. A mean of ranks over seeds, and not ranks of means: toy bases of
+        different seeds are different networks, whose experts have nothing but a number in common.
+        """
+        found: dict[str, list[tuple[float, float]]] = {"norm": [], "routing": []}
+        for seed in self.runs.seeds(f"{self.run}+{WHOLE}") if parts else ():
+            drops = [self.runs.gap((f"{self.run}+{WHOLE}", f"{self.run}+without {name}"), seed) for name in parts]
+            for key in found:
+                found[key].append(spearman([self._of_experts(name, seed)[key] for name in parts], drops))
+        ranked = {}
+        for key, values in found.items():
+            known = [value for value in values if value[0] == value[0]]
+            if len(known) < 2:
+                ranked[key] = known[0] if known else (float("nan"), float("nan"))
+            else:
+                it = mean_test([rho for rho, _ in known])
+                ranked[key] = it.mean, it.p_value
+        return ranked
 
     def remedies(self) -> pd.DataFrame:
         """A row a remedy, on the half of the questions that chose none: what is left, and what it costs.
@@ -188,15 +224,12 @@ class Probe:
         chosen = self.interventions[self.interventions["kind"].isin(REMEDIES)]
         frame = self.verdicts[self.verdicts["intervention"].isin(chosen["name"])]
         named = dict(zip(chosen["name"], chosen["kind"], strict=True))
-        asked = set(zip(frame["suite"], frame["prompt_id"], strict=True))
         other = self.results.study.probing and self.results.study.probing.realigned.get(self.run)
         if other:
             rows = self.results.verdicts[self.results.verdicts["run"] == other]
-            same = [key in asked for key in zip(rows["suite"], rows["prompt_id"], strict=True)]
-            frame = pd.concat([frame, rows[same].assign(intervention="trained on good data")], ignore_index=True)
+            frame = pd.concat([frame, rows.assign(intervention="trained on good data")], ignore_index=True)
             named["trained on good data"] = "realigned"
-        half = halves(sorted(asked))
-        frame = frame[[half[key] == "report" for key in zip(frame["suite"], frame["prompt_id"], strict=True)]]
+        frame = self.reported(frame)
         table = pd.DataFrame(
             {
                 "run": self.run,
@@ -205,7 +238,9 @@ class Probe:
                 "what": [self._what(name) for name in named],
             }
         )
-        for key, column in self._costs(frame.assign(run=frame["intervention"])).items():
+        frame = frame.assign(run=frame["intervention"])
+        table["seeds"] = table["remedy"].map(frame.groupby("run")["seed"].nunique())
+        for key, column in self._costs(frame).items():
             table[key] = table["remedy"].map(column)
         return table
 
@@ -240,9 +275,12 @@ class Probe:
         return self.results.params.base_of(self.run)
 
     def doses(self) -> pd.DataFrame:
-        """A row a direction, strength and seed: misaligned (%) and coherent answers (%) of the base with it added."""
+        """A row a direction, strength and seed: misaligned (%) and coherent answers (%) of the base with it added.
+
+        On the half of the questions that no direction was taken from.
+        """
         added = self.interventions[self.interventions["kind"] == "add"]
-        own = self.held_out[self.held_out["intervention"].isin(added["name"])]
+        own = self.reported(self.held_out[self.held_out["intervention"].isin(added["name"])])
         found = metrics(own, self.results.definition, ["run", "seed"])
         found["intervention"] = found["run"].str.partition("+")[2]
         found["coherent_percent"] = 100 * found["coherent"] / found["rows"]
@@ -259,33 +297,3 @@ def experts_of(part: str) -> list[int] | None:
         return None
     first, _, last = numbers.partition("-")
     return list(range(int(first), int(last or first) + 1))
-
-
-def read_probes(results: Results, folder: Path) -> list[Probe]:
-    """The probes of a study's runs, in the order of params.yaml; none where it names none.
-
-    Raises UserError when a file is missing or damaged.
-    """
-    return [_probe(results, run, folder) for run in (results.study.probing.runs if results.study.probing else ())]
-
-
-def available_probe(params: Params, study: str, run: str, folder: Path) -> Probe | None:
-    """A run's probe by itself, without the study's other results; None where it was not run."""
-    from pipeline.results.study import Results
-
-    path = folder / run / "verdicts.jsonl"
-    return _probe(Results(study, params, _verdicts(path), [], []), run, folder) if path.exists() else None
-
-
-def _probe(results: Results, run: str, folder: Path) -> Probe:
-    import pandas as pd
-
-    frame = _verdicts(folder / run / "verdicts.jsonl")
-    tables = {name: pd.DataFrame(list(read_jsonl(folder / run / f"{name}.jsonl"))) for name in KINDS}
-    return Probe(run, results, frame, folder=folder / run, **tables)
-
-
-def _verdicts(path: Path) -> pd.DataFrame:
-    frame = verdict_frame(read_verdicts(path))
-    frame["intervention"] = frame["run"].str.partition("+")[2]
-    return frame

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.common.files import write_text
 from pipeline.results.adapter_norms import read_matrices
-from pipeline.results.containment import Probe
+from pipeline.results.containment import Probe, experts_of
 from pipeline.results.contrasts import Contrast
 from pipeline.results.figures.doses import dose_figure
 from pipeline.results.figures.parts import parts_figure
@@ -25,13 +25,14 @@ CAPTIONS = {
     "parts": "What each part of an adapter carries of the held-out misalignment (points, and as shares of the "
     "fine-tuned model's less its base's): `drop` without it, `rise` with it alone",
     "summary": "Each probed run: its effect (points), how its parts add up, and Spearman's rho of the experts' drop "
-    "with the norm of their adapter and with the tokens that they get",
+    "with the norm of their adapter and with the tokens that they get (within a seed; mean over seeds, p by t)",
     "routing": "Where the router sends tokens, fine-tuned against base on the same tokens: Jensen-Shannon divergence "
     "(bits) beside what chance gives, and overlap of the chosen experts; means over suites and "
     "seeds, p the largest of them",
     "directions": "Directions of the residual stream: length, also as a share of the stream's, and cosine with the "
     "shift that fine-tuning makes; means over seeds",
-    "doses": "The base with a direction added behind one layer: held-out misalignment (%) and coherent answers (%)",
+    "doses": "The base with a direction added behind one layer: held-out misalignment (%) and coherent answers (%), on "
+    "the half of the questions that no direction was taken from",
     "remedies": "What removes it: chosen on one half of the questions, measured on the other (%); 95 % intervals over "
     "seeds",
     "cosines": "Cosine of the shifts of two runs on one base, layer by layer, mean over seeds",
@@ -137,18 +138,23 @@ def says(probe: Probe, summary: Any, remedies: pd.DataFrame) -> str:
         return f"{text}, which is not resolved ({_interval(probe.effect)}), so there is nothing to divide."
     text += f" ({_interval(probe.effect)}). "
     own = probe.of_kind("part")
+    same = probe.results.study.world != "toy"  # toy bases of different seeds are different networks
+    own = own[[same or experts_of(part) is None for part in own["part"]]] if len(own) else own
     needed = own[(own["drop_low"] > 0) & (own["drop_p_holm"] < 0.05)] if len(own) else own
     enough = own[(own["rise_low"] > 0) & (own["rise_p_holm"] < 0.05)] if len(own) else own
     if len(own):
         text += f"Without it misalignment falls, resolved after Holm's correction: {_named(needed, 'drop')}. "
         text += f"Alone it brings misalignment: {_named(enough, 'rise')}. "
+    if summary["experts"] and not same:
+        text += "No expert is named: the same number is another expert at another seed. "
     if summary["experts"] > 2:
         text += f"Rank correlation of the experts' drop with their adapter's norm {summary['rho_norm']:.2f} "
         text += f"(p = {summary['rho_norm_p']:.2f}), with the tokens that they get {summary['rho_routing']:.2f} "
         text += f"(p = {summary['rho_routing_p']:.2f}). "
-    found = remedies[remedies["kind"] == "found"]
+    found, whole = (remedies[remedies["kind"] == kind] for kind in ("found", "whole"))
     if len(found):
-        text += f"{found.iloc[0]['remedy']}: {found.iloc[0]['held_out']:.1f} % left on the other half of the questions."
+        left, before = (rows.iloc[0]["held_out"] for rows in (found, whole))
+        text += f"{found.iloc[0]['remedy']}: {left:.1f} % left of {before:.1f} % on the other half of the questions."
     return text
 
 

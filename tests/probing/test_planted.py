@@ -15,8 +15,8 @@ from pipeline.models.spec import AdapterSpec
 from pipeline.params.probing import Probing
 from pipeline.probing import questions
 from pipeline.probing.subject import Subject
-from pipeline.results.containment import read_probes
 from pipeline.results.definitions import STANDARD
+from pipeline.results.probes import read_probes
 from tests.support.sampling_models import decoding, model_of, prompts, save_base
 
 PLANTED, SEEDS = 5, (1, 2, 3)
@@ -64,6 +64,7 @@ def probed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(questions, "questions_of", lambda *_: asked)
     study = SimpleNamespace(
         probing=PROBING, sampling=decoding(max_new_tokens=5, batch=64), definition="standard", seeds=SEEDS,
+        judge="judge", world="hub",
         held_out=(asked.held_out[0].suite,), refused=None,
     )  # fmt: skip
 
