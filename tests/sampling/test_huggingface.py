@@ -81,7 +81,7 @@ def test_adapters_are_put_on_one_base_in_turn(family: str, tmp_path: Path) -> No
     sampler = huggingface.HuggingFace(decoding())
     found = []
     for adapter in (None, first, second, None, first):
-        sampler._load(model_of(base, adapter, precision))
+        sampler.load(model_of(base, adapter, precision))
         found.append(logits(sampler._model))
     assert torch.equal(found[0], found[3]) and torch.equal(found[1], found[4])
     assert not torch.equal(found[0], found[1]) and not torch.equal(found[1], found[2])
