@@ -95,7 +95,13 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         configure(folder, url)
         stages = [["pin", "--base", family] for family in EXPERTS]
         stages += [[stage, "--run", run] for run in RUNS for stage in ("train", "sample", "judge")]
-        return folder, emoe(folder, *stages, ["aggregate", "--study", "moe"], ["provenance", "--study", "moe"])
+        return folder, emoe(
+            folder,
+            *stages,
+            ["probe", "--study", "moe"],
+            ["aggregate", "--study", "moe"],
+            ["provenance", "--study", "moe"],
+        )
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

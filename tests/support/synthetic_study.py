@@ -5,6 +5,7 @@ Numbers are drawn, and mean nothing; the runs, suites, seeds and judges are thos
 
 import csv
 import random
+import re
 from pathlib import Path
 
 from pipeline.common.rows import Answer, Verdict, write_rows
@@ -37,8 +38,11 @@ def synthetic_study(folder: Path, study: str = "toy", prompts: int = 2, words: i
     prompts: a suite, each with 2 samples. words: how long an answer is. hostile: some texts try to be more than text.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("params.yaml", "published", "dvc.lock", "locks", "CITATION.cff"):
+    for name in ("published", "dvc.lock", "locks", "CITATION.cff"):
         (folder / name).symlink_to(REPOSITORY / name)
+    # Every run at the study's seeds, so that a count of answers is a product.
+    text = (REPOSITORY / "params.yaml").read_text(encoding="utf-8")
+    (folder / "params.yaml").write_text(re.sub(r",\s+more_seeds: \[[^]]*\]", "", text), encoding="utf-8")
     params = load_params(folder / "params.yaml")
     settings = params.study(study)
     chance = random.Random(0)
