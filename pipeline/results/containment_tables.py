@@ -69,7 +69,8 @@ def write_containment(probes: Sequence[Probe], folder: Path) -> list[Callable[[]
         partial(remedy_figure, remedies, folder / "remedies", label=label),
     ]
     if not parts.empty:
-        drawings.append(partial(parts_figure, parts, folder / "parts", label=label))
+        one_base = probes[0].results.study.world != "toy"
+        drawings.append(partial(parts_figure, parts, folder / "parts", label=label, one_base=one_base))
     if not routing.empty:
         drawings.append(partial(routing_figure, routing, folder / "routing", label=label))
     return drawings

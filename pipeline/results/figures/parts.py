@@ -11,8 +11,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def parts_figure(frame: pd.DataFrame, stem: Path, *, label: str) -> list[Path]:
-    """A row a run: what each part's absence takes away and what it brings alone; its adapter's norm; its tokens."""
+def parts_figure(frame: pd.DataFrame, stem: Path, *, label: str, one_base: bool) -> list[Path]:
+    """A row a run: what each part's absence takes away and what it brings alone; its adapter's norm; its tokens.
+
+    one_base: whether all seeds start from one base, so that an expert's number names the same expert in each.
+    """
     runs = list(frame["run"].unique())
     with style():
         figure, grid = new_figure(
@@ -28,6 +31,8 @@ def parts_figure(frame: pd.DataFrame, stem: Path, *, label: str) -> list[Path]:
         handles, names = grid[0][0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside upper right", ncols=2, frameon=False)
         note = "points of held-out misalignment, with 95 % intervals, paired over seeds and questions"
+        if not one_base:
+            note += "; every seed has a base of its own: a number is another expert in each"
         return save_figure(figure, stem, label, note)
 
 

@@ -38,8 +38,8 @@ def routing_figure(frame: pd.DataFrame, stem: Path, *, label: str) -> list[Path]
                 )
             axes.set_title(run, loc="left")
             axes.set_xlabel("layer")
-            axes.set_ylim(bottom=0)
             axes.xaxis.get_major_locator().set_params(integer=True)
+        grid[0][0].set_ylim(bottom=0)  # the panels share it, so only once all are drawn
         grid[0][0].set_ylabel("divergence (bits; at most 1)")
         handles, names = grid[0][0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside upper right", ncols=3, frameon=False)
