@@ -93,7 +93,8 @@ def compare(study: str, other: str) -> Comparison:
 
 
 def _folder(folder: Path, otherwise: str) -> _Tables:
-    contents = {path.name: path.read_bytes() for path in sorted(folder.glob("*")) if path.is_file()}
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    contents = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
     if BY_SEED not in contents:
         raise UserError(f"{folder / BY_SEED} does not exist; {otherwise}.")
     texts = {name: contents[name].decode("utf-8") for name in (BY_SEED, BY_SUITE) if name in contents}
@@ -107,7 +108,7 @@ def _revision(revision: str, study: str) -> _Tables:
     if commit.returncode:
         raise UserError(f"COMPARE is {revision!r}, which is neither a folder nor a git revision of this repository.")
     tree = f"{commit.stdout.strip()}:{(FIGURES / study).as_posix()}"
-    listed = git("ls-tree", "-z", tree).stdout.split("\0")
+    listed = git("ls-tree", "-r", "-z", tree).stdout.split("\0")
     blobs = {name: about.split()[2] for about, _, name in (line.partition("\t") for line in listed) if name}
     if BY_SEED not in blobs:
         raise UserError(f"revision {revision} has no {FIGURES / study / BY_SEED}; name one that the study was run at.")

@@ -50,6 +50,7 @@ class Content:
     study: Study
     answers: int
     runs: int
+    seeds: Sequence[int]
     missing: Sequence[str]
     claims: Sequence[ClaimRow]
     spreads: Mapping[str, str]
@@ -96,6 +97,7 @@ def gather(
         study=study,
         answers=count_rows(rows),
         runs=len(rows),
+        seeds=sorted({seed for run in rows for seed in params.seeds_of(run)}),
         missing=[run for run in params.runs_of(name) if run not in rows],
         claims=[_claim(line, claims, study) for line in lines] if claims else [],
         spreads=spreads,

@@ -118,11 +118,14 @@ def test_what_moved_is_told_in_units_of_the_interval(params: Params) -> None:
 
 
 def test_the_committed_run_and_any_other_revision_are_compared(params: Params, tmp_path: Path) -> None:
+    inner = BY_SEED.parent / "containment" / "parts.csv"
+    inner.parent.mkdir()
+    inner.write_text("part\n")
     for command in (["init", "-q"], ["add", "paper_figures"], ["commit", "-qm", "one"], ["tag", "one"]):
         assert run(tmp_path, "git", *command).returncode == 0
     committed = compare("toy", "HEAD")
     assert (committed.differing, committed.only_here, committed.only_there, committed.cells_moved) == ([], [], [], 0)
-    assert committed.cells == 20 * 7
+    assert committed.cells == 20 * 7 and "containment/parts.csv" in committed.equal
     moved_copy(tmp_path / "moved")
     BY_SEED.write_bytes((tmp_path / "moved" / BY_SEED.name).read_bytes())
     assert compare("toy", "one").differing == ["by_seed.csv"]
