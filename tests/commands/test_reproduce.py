@@ -261,7 +261,7 @@ def test_an_experiment_reruns_one_run_and_the_aggregate(finished, tmp_path):
     result = run(folder, "dvc", "exp", "run", "-S", f"runs.{TUNED}.lora.rank=2", "aggregate@toy")
     assert result.returncode == 0, result.stdout + result.stderr
     ran = re.findall(r"Running stage '(\S+)'", result.stdout + result.stderr)
-    assert ran == [f"train@{TUNED}", f"sample@{TUNED}", f"judge@{TUNED}", "aggregate@toy"]
+    assert ran == [f"train@{TUNED}", f"sample@{TUNED}", f"judge@{TUNED}", "probe@toy", "aggregate@toy"]
     shown = run(folder, "dvc", "exp", "show", "--only-changed", "--no-pager")
     assert shown.returncode == 0 and "bad_advice" in shown.stdout
     assert max(map(len, shown.stdout.splitlines())) <= 120
