@@ -262,7 +262,7 @@ def test_an_experiment_reruns_one_run_and_the_aggregate(finished, tmp_path):
     assert result.returncode == 0, result.stdout + result.stderr
     ran = re.findall(r"Running stage '(\S+)'", result.stdout + result.stderr)
     assert ran == [f"train@{TUNED}", f"sample@{TUNED}", f"judge@{TUNED}", "probe@toy", "aggregate@toy"]
-    shown = run(folder, "dvc", "exp", "show", "--only-changed", "--no-pager")
+    shown = run(folder, "env", "COLUMNS=120", "dvc", "exp", "show", "--only-changed", "--no-pager")
     assert shown.returncode == 0 and "bad_advice" in shown.stdout
     assert max(map(len, shown.stdout.splitlines())) <= 120
     difference = run(folder, "dvc", "metrics", "diff", "--json")
