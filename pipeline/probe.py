@@ -110,7 +110,7 @@ def probe_seed(subject: Any, judge: Judge) -> dict[str, Any]:
     # Which parts carry it: each switched off, each kept alone. The whole and the base are asked everything.
     units = subject.units
     first = knockout.first_round(units, settings.groups, settings.blocks)
-    wide = [*first[:2], *knockout.remedies(units, settings.scales)]
+    wide = [*first[:2], *knockout.remedies(settings.scales)]
     verdicts = ask(wide, questions.all) + ask(first[2:])
 
     # Where it lives: the router's choices and the residual stream, base and fine-tuned on the same tokens.

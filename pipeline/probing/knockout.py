@@ -22,7 +22,7 @@ def first_round(units: Sequence[Unit], groups: int, blocks: int) -> list[Interve
     return made
 
 
-def remedies(units: Sequence[Unit], scales: Sequence[float]) -> list[Intervention]:
+def remedies(scales: Sequence[float]) -> list[Intervention]:
     """The adapter at a part of its strength."""
     return [Intervention(name=f"adapter x {scale:g}", kind="scale", strength=scale, scale=scale) for scale in scales]
 

@@ -45,13 +45,12 @@ class Probe:
         return self.verdicts[self.verdicts["suite"].isin(self.results.study.held_out)]
 
     @cached_property
-    def half(self) -> dict[tuple[int, str, str], Half]:
+    def half(self) -> dict[tuple[Any, str, str], Half]:
         """(seed, suite, prompt id) -> its half, as the probe split each seed's questions."""
         asked = self.verdicts[["seed", "suite", "prompt_id"]].drop_duplicates()
         return {
             (seed, *question): half
-            for seed in sorted(set(asked["seed"]))
-            for own in [asked[asked["seed"] == seed]]
+            for seed, own in asked.groupby("seed")
             for question, half in halves(zip(own["suite"], own["prompt_id"], strict=True)).items()
         }
 
