@@ -106,9 +106,7 @@ def rehearse(params: Params, study: str, runs: dict[str, str], width: str, layer
     scratch = Scratch(folder)
     if not has_16_bit_products():
         text = (folder / "dvc.yaml").read_text(encoding="utf-8")
-        write_text(
-            folder / "dvc.yaml", text.replace("cmd: python -m pipeline ", "cmd: python -m pipeline.rehearsal.stage ")
-        )
+        write_text(folder / "dvc.yaml", text.replace("python -m pipeline ", "python -m pipeline.rehearsal.stage "))
     report: dict[str, Any] = {
         "study": study, "width": width, "layers": layers, "bases": bases, "machine": _machine(),
         "products": "as the study" if has_16_bit_products() else "float32, for want of bfloat16 in this processor",

@@ -118,6 +118,12 @@ def test_fingerprints_and_dvc_agree_on_what_code_there_is():
         assert {f"/{path.relative_to(REPOSITORY)}" for path in files} - ignored <= found
 
 
+def test_no_shell_stands_between_dvc_and_a_stage():
+    """It would end at SIGTERM before the stage has stored what is paid for (tests/running/test_supervisor.py)."""
+    stages = safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
+    assert all(stage["do"]["cmd"].startswith("exec python -m pipeline ") for stage in stages.values())
+
+
 def test_a_changed_default_trains_its_studys_runs_again_and_nothing_else(done, tmp_path):
     content = study()
     content["studies"]["toy"]["defaults"]["lora"]["rank"] = 4

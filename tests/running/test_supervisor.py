@@ -71,11 +71,14 @@ local.reproduce(params, "study", 1)
 
 
 def test_sigterm_reaches_the_stage_and_waits_for_it(tmp_path):
-    """`kill` of reproduce alone, unlike a terminal's Ctrl-C: DVC and the stage below it are told, and waited for."""
+    """`kill` of reproduce alone, unlike a terminal's Ctrl-C: DVC and the stage below it are told, and waited for.
+
+    Debian's sh, which DVC takes where SHELL is not set, stays between the two unless `cmd` says `exec`, and tells nobody.
+    """
     (tmp_path / "stage.py").write_text(STAGE)
-    stage = {"cmd": f"{sys.executable} stage.py", "outs": ["drained"]}
+    stage = {"cmd": f"exec {sys.executable} stage.py", "outs": ["drained"]}
     (tmp_path / "dvc.yaml").write_text(safe_dump({"stages": {"first": stage}}))
-    there = environment() | {"PYTHONPATH": str(REPOSITORY)}
+    there = environment() | {"PYTHONPATH": str(REPOSITORY), "SHELL": "/bin/sh"}
     for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
         subprocess.run(command, cwd=tmp_path, env=there, check=True)
     run = [sys.executable, "-c", LOCAL]
