@@ -261,7 +261,11 @@ def test_an_experiment_reruns_one_run_and_the_aggregate(finished, tmp_path):
     result = run(folder, "dvc", "exp", "run", "-S", f"runs.{TUNED}.lora.rank=2", "aggregate@toy")
     assert result.returncode == 0, result.stdout + result.stderr
     ran = re.findall(r"Running stage '(\S+)'", result.stdout + result.stderr)
-    assert ran == [f"train@{TUNED}", f"sample@{TUNED}", f"judge@{TUNED}", "probe@toy", "aggregate@toy"]
+    # Probes need the adapter and no answers: DVC does them after either, and not always in the same order.
+    assert [stage for stage in ran if stage != "probe@toy"] == [f"{stage}@{TUNED}" for stage in RUN_STAGES] + [
+        "aggregate@toy"
+    ]
+    assert 1 <= ran.index("probe@toy") < ran.index("aggregate@toy")
     shown = run(folder, "env", "COLUMNS=120", "dvc", "exp", "show", "--only-changed", "--no-pager")
     assert shown.returncode == 0 and "bad_advice" in shown.stdout
     assert max(map(len, shown.stdout.splitlines())) <= 120
