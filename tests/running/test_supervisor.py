@@ -73,7 +73,7 @@ local.reproduce(params, "study", 1)
 def test_sigterm_reaches_the_stage_and_waits_for_it(tmp_path):
     """`kill` of reproduce alone, unlike a terminal's Ctrl-C: DVC and the stage below it are told, and waited for.
 
-    Debian's sh, which DVC takes where SHELL is not set, stays between the two unless `cmd` says `exec`, and tells nobody.
+    Debian's sh, which DVC takes where SHELL is not set, stays in between unless `cmd` says `exec`, and tells no one.
     """
     (tmp_path / "stage.py").write_text(STAGE)
     stage = {"cmd": f"exec {sys.executable} stage.py", "outs": ["drained"]}
