@@ -92,30 +92,28 @@ def rehearse(params: Params, study: str, runs: dict[str, str], width: str, layer
     from pipeline.rehearsal.stage import has_16_bit_products
     from pipeline.rehearsal.study import cut
 
-    bases: dict[str, dict[str, Any]] = {}
-    copy_checkout(ROOT, folder)
-    for base in dict.fromkeys(params.base_of(run) for run in runs):
-        hub = params.bases.hub[base]
-        fields = narrow(_fields(hub.repository, hub.revision), width, layers)
-        cache = folder / CACHE / "hub"
-        tokenizer = write_repository(cache, hub.repository, hub.revision, fields, seed=len(bases))
-        bases[base] = {"fields": fields, "tokenizer": tokenizer}
-        print(
-            f"{base}: {fields['model_type']}, hidden {fields['hidden_size']}, {layers} layers; tokenizer: {tokenizer}"
-        )
-    scratch = Scratch(folder)
-    if not has_16_bit_products():
-        text = (folder / "dvc.yaml").read_text(encoding="utf-8")
-        write_text(folder / "dvc.yaml", text.replace("python -m pipeline ", "python -m pipeline.rehearsal.stage "))
-    report: dict[str, Any] = {
-        "study": study, "width": width, "layers": layers, "bases": bases, "machine": _machine(),
-        "products": "as the study" if has_16_bit_products() else "float32, for want of bfloat16 in this processor",
-        "imports_bytes": {stage: scratch.imports(*modules) for stage, modules in IMPORTS.items()},
-        "runs": {},
-    }  # fmt: skip
     with serve("pipeline.rehearsal.judge:reply") as url:
         content = read_yaml(PARAMS, "run this from the root of the repository")
-        small = cut(content, params, study, runs, url)
+        small = cut(content, params, study, runs, url)  # before gigabytes are written: it says which files are missing
+        copy_checkout(ROOT, folder)
+        bases: dict[str, dict[str, Any]] = {}
+        for base in dict.fromkeys(params.base_of(run) for run in runs):
+            hub = params.bases.hub[base]
+            fields = narrow(_fields(hub.repository, hub.revision), width, layers)
+            tokenizer = write_repository(folder / CACHE / "hub", hub.repository, hub.revision, fields, seed=len(bases))
+            bases[base] = {"fields": fields, "tokenizer": tokenizer}
+            size = f"{fields['model_type']}, hidden {fields['hidden_size']}, {layers} layers"
+            print(f"{base}: {size}; tokenizer: {tokenizer}")
+        scratch = Scratch(folder)
+        if not has_16_bit_products():
+            text = (folder / "dvc.yaml").read_text(encoding="utf-8")
+            write_text(folder / "dvc.yaml", text.replace("python -m pipeline ", "python -m pipeline.rehearsal.stage "))
+        report: dict[str, Any] = {
+            "study": study, "width": width, "layers": layers, "bases": bases, "machine": _machine(),
+            "products": "as the study" if has_16_bit_products() else "float32, for want of bfloat16 in this processor",
+            "imports_bytes": {stage: scratch.imports(*modules) for stage, modules in IMPORTS.items()},
+            "runs": {},
+        }  # fmt: skip
         write_text(folder / "params.yaml", yaml.safe_dump(small, sort_keys=False))
         commit(folder)
         for base in bases:

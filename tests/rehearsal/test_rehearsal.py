@@ -1,6 +1,7 @@
 """What a rehearsal rehearses with: checkpoints as the hub has them, and a study cut down to one run of each kind."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from huggingface_hub import constants
 from transformers import AutoTokenizer
 
+from pipeline.commands.rehearse import rehearse
 from pipeline.common.errors import UserError
 from pipeline.common.files import read_yaml, write_text
 from pipeline.data.prompts import ask
@@ -118,6 +120,17 @@ def test_the_cut_study_is_one_that_the_pipeline_takes(
     assert all(base.revision == REVISION for base in small.bases.hub.values())
     assert all(run.epochs is None and run.trajectory is None for run in small.runs.values())
     assert small.study(study).judges[small.study(study).judge].api_key_env is None
+
+
+def test_data_that_is_not_here_is_said_before_gigabytes_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(REPOSITORY / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    params = load_params()
+    with pytest.raises(UserError, match="is missing: run `make data`"):
+        rehearse(params, "moe", representatives(params, "moe"), "tiny", 1, tmp_path / "scratch")
+    assert not (tmp_path / "scratch").exists()
 
 
 def test_products_by_way_of_32_bits_are_those_of_16() -> None:
