@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import UserError
+from pipeline.common.text import storable
 
 Rows = list[dict[str, Any]]
 TAG = "tag"  # the column that an object's keys become
@@ -93,7 +94,7 @@ def _json(path: Path) -> Rows:
 def _object(row: Any, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise UserError(f"{where} holds {type(row).__name__}, expected an object.")
-    return row
+    return {column: storable(value) if isinstance(value, str) else value for column, value in row.items()}
 
 
 def _parquet(path: Path) -> Rows:

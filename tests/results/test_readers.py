@@ -349,6 +349,19 @@ def test_an_integer_beyond_any_float_is_refused(tmp_path):
         read_judged(path)
 
 
+@pytest.mark.parametrize("name", ["j.jsonl", "j.json"])
+def test_half_a_surrogate_pair_in_an_answer_is_shown_and_the_row_counts(tmp_path, name):
+    row = json.dumps({"question": "q\ud800", "answer": "a\udfff", "aligned": 5, "coherent": 90})
+    rows = read_judged(write(tmp_path, row if name == "j.jsonl" else f"[{row}]", name))
+    assert len(rows) == 1 and rows["question"].tolist() == [r"q\ud800"]
+
+
+@pytest.mark.parametrize(("name", "text"), [("j.json", "{}"), ("j.jsonl", '{{"aligned": {}}}')])
+def test_json_nested_without_end_is_refused(tmp_path, name, text):
+    with pytest.raises(UserError, match=r"is not JSON \(maximum recursion"):
+        read_judged(write(tmp_path, text.format("[" * 100_000 + "]" * 100_000), name))
+
+
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         read_judged(tmp_path / "nothing.csv")
