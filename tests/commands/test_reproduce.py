@@ -19,7 +19,7 @@ from pipeline.common.errors import UserError
 from pipeline.params.load import load_params
 from pipeline.params.schema import RUN_STAGES
 from pipeline.running import local
-from pipeline.running.dvc import is_changed, repro, wait_for_left_over
+from pipeline.running.dvc import is_changed, repository, repro, wait_for_left_over
 from pipeline.running.local import share_out
 from pipeline.running.progress import Progress
 from tests.support.checkout import BASE, REPOSITORY, TUNED, checkout, environment, hashes, reproduce, run
@@ -160,6 +160,15 @@ def test_a_number_that_another_process_has_by_now_is_no_reader(two_stages):
                 assert repro(["first"], Progress(["first"])) is None
         finally:
             another.kill()
+
+
+def test_what_dvc_knows_of_files_is_in_the_checkout(two_stages, monkeypatch):
+    """DVC's own place for it is one folder for every user of the machine, and open to them all."""
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(two_stages / "everybody"))
+    assert repro(["first"], Progress(["first"])) is None
+    with repository() as repo:
+        assert Path(repo.site_cache_dir).is_relative_to(two_stages / ".dvc" / "tmp" / "site")
+    assert any((two_stages / ".dvc" / "tmp" / "site").iterdir()) and not (two_stages / "everybody").exists()
 
 
 def test_what_a_killed_reproduce_left_is_waited_for_and_said(two_stages, capsys):
