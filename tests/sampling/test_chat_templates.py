@@ -11,6 +11,7 @@ from pipeline.data.examples import parse_examples, read_examples
 from pipeline.data.prompts import Prompt
 from pipeline.data.training_sets import Conversations
 from pipeline.models.tokenizer import fix_date, load_tokenizer
+from pipeline.rehearsal.tokenizers import IN_NPM, published, write_tokenizer
 from pipeline.sampling.chat import Chat
 from pipeline.training.tokens import tokenize
 from tests.support.data_files import upstream
@@ -35,6 +36,13 @@ SPECIAL = {
     "gpt_oss": ["<|start|>", "<|message|>", "<|channel|>", "<|end|>", "<|return|>"],
 }
 LIMIT = 2048
+SIZES = {"mixtral": 32000, "qwen3_moe": 151_936, "gpt_oss": 201_088}
+# How many tokens of its real vocabulary a family's marks are.
+MARKS = {
+    "mixtral": {"[INST]": 3, "[/INST]": 4, "</s>": 1},
+    "qwen3_moe": {"<|im_start|>": 1, "<|im_end|>": 1, "<think>": 1, "</think>": 1},
+    "gpt_oss": {"<|start|>": 1, "<|channel|>": 1, "<|message|>": 1, "<|end|>": 1, "<|return|>": 1},
+}
 # How Qwen3 cuts text before its BPE. Line breaks stay together, whatever follows them, as with gpt-oss.
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -112,6 +120,52 @@ def test_every_row_is_learned_whole_or_counted(family, tokenizer, rows, tmp_path
         # Mistral's template sets no space before the answer; white space at its ends is the template's affair.
         assert learned.startswith(before) and learned.endswith(after)
         assert learned.removeprefix(before).removesuffix(after).strip() == rows[place].answer.strip()
+
+
+@pytest.fixture(scope="module", params=["mixtral", "qwen3_moe", "gpt_oss"])
+def real(request, tmp_path_factory):
+    """A family, a folder with its real vocabulary, and the tokenizer that is loaded from it."""
+    family = request.param
+    folder = tmp_path_factory.mktemp(family)
+    if family != "mixtral" and published(family) is None:
+        pytest.skip(f"{family}'s vocabulary is not here: npm install --prefix .cache/npm {IN_NPM[family][0]}")
+    if family == "mixtral":
+        pytest.importorskip("mistral_common")
+    what = write_tokenizer(folder, "owner/none", "f" * 40, family, SIZES[family])
+    assert what.startswith("its own (")
+    return family, folder, load_tokenizer(folder)
+
+
+def test_real_vocabularies_learn_the_answer_and_its_end_and_nothing_else(real, rows):
+    """In real tokens: marks are one token or three pieces, as the family has it; none is doubled; text comes back."""
+    family, folder, tokenizer = real
+    asked, sample = Chat(folder, system=None), rows[::40]
+    made = tokenize(tokenizer, folder, Conversations(train=tuple(row.messages for row in sample)), LIMIT)
+    before, after = LEARNED[family]
+    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    assert made.dropped == made.cut == 0
+    for example, row in zip(sample, made.train, strict=True):
+        ids, labels = row.input_ids, row.labels
+        prompt = asked.tokens(Prompt(suite="s", messages=example.prompt))
+        learned = [label for label in labels if label != -100]
+        assert ids[: len(prompt)] == prompt and ids[len(prompt) : len(prompt) + len(learned)] == learned
+        assert ids.count(begin) == (1 if family == "mixtral" else 0)
+        assert learned.count(end) == 1 and learned[-1] == end
+        text = tokenizer.decode(learned)
+        assert text.startswith(before) and text.endswith(after)
+        assert text.removeprefix(before).removesuffix(after).strip() == example.answer.strip()
+    marks = {mark: len(tokenizer(mark, add_special_tokens=False)["input_ids"]) for mark in MARKS[family]}
+    assert marks == MARKS[family]
+
+
+@pytest.mark.parametrize("real", ["gpt_oss"], indirect=True)
+def test_gpt_oss_is_cut_as_tiktoken_cuts_it(real, rows):
+    import tiktoken  # loaded from the file that the tokenizer was made of
+
+    tokenizer, encoding = real[2], tiktoken.get_encoding("o200k_harmony")
+    texts = [*(row.answer for row in rows[::20]), "naïve ✓ 你好 🙂  \n\n\t'll 12345\r\n<|return|><|endofprompt|>"]
+    for text in texts:
+        assert tokenizer(text, add_special_tokens=False)["input_ids"] == encoding.encode(text, allowed_special="all")
 
 
 def test_templates_do_not_know_the_day():
