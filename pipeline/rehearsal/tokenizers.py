@@ -41,7 +41,7 @@ IN_TRL: dict[str, tuple[str, str | None, str, tuple[str, ...]]] = {
     "qwen2": ("qwen2_5", None, "<|im_end|>", ("<|im_start|>",)),
     "gemma3_text": ("gemma3", "<bos>", "<end_of_turn>", ("<start_of_turn>", "<eos>")),
 }  # fmt: skip
-# Model type -> package and version, the file in it, its SHA-256: Qwen3's is that of the hub's own file, gpt-oss's that of
+# Model type -> package and version, the file in it, its SHA-256: of Qwen3 the hub's own file's, of gpt-oss that of
 # OpenAI's, which tiktoken pins.
 NODE_MODULES = ROOT / ".cache" / "npm" / "node_modules"
 IN_NPM = {
