@@ -26,19 +26,21 @@ def main(args: argparse.Namespace) -> None:
     from pipeline.results.figures.draw import write_figures
     from pipeline.results.probes import read_probes
     from pipeline.results.report import report
+    from pipeline.results.sparsity import sparsity, write_sparsity
     from pipeline.results.study import load_results
     from pipeline.results.study_tables import write_tables
     from pipeline.results.tags import tag_frame
 
     params = load_params()
     results = load_results(params, args.study, ARTIFACTS / args.study / "verdicts")
-    tags, capability = tag_frame(results), capability_frame(results)
+    tags, capability, over_models = tag_frame(results), capability_frame(results), sparsity(results)
 
     figures = FIGURES / args.study
     write_tables(results, tags, capability, figures)
+    write_sparsity(over_models, figures, args.study)
     write_aspects(params, args.study, ARTIFACTS / args.study / "verdicts", figures / "aspects")
     probes = write_containment(read_probes(results, ARTIFACTS / args.study / "probes"), figures / "containment")
-    write_figures(results, tags, figures, probes)
-    write_text(figures / "README.md", report(results, tags, capability, figures))
+    write_figures(results, tags, over_models, figures, probes)
+    write_text(figures / "README.md", report(results, tags, capability, over_models, figures))
 
     write_json(ARTIFACTS / args.study / "metrics.json", results.metrics())

@@ -21,7 +21,7 @@ from pipeline.common.paths import ARTIFACTS
 from pipeline.common.rows import Answer, read_answers
 from pipeline.data.prompts import Prompt
 from pipeline.doctor.assumed import assumed, judging, prompts_of
-from pipeline.doctor.bases import BaseEstimate, estimate_bases, gpu_table, steps_of
+from pipeline.doctor.bases import BaseEstimate, estimate_bases, gpu_table, steps_of, unknown_bases
 from pipeline.doctor.cards import CARDS, Card, card_named, card_of
 from pipeline.doctor.disk import disk_needs
 from pipeline.doctor.hours import MEAN_ROW
@@ -45,8 +45,8 @@ class StudyEstimate:
     `answers` are all of the study's, `sampled` those that are there; `probed` are the probes' that are to come, at
     most, which tokens, judges and hours count too. `api_training_usd` and `api_sampling_usd` are what
     runs on bases behind an API have still to pay, the first as thought, the second at most. `bases` are the hub bases,
-    the cheapest first; `disk_bytes` is what is still to be written. `assumed` says what is not here and was taken from
-    known sizes. `card` and `gpu_hours` are those of hub studies.
+    the cheapest first, `unknown` those that are in no figure; `disk_bytes` is what is still to be written.
+    `assumed` says what is not here and was taken from known sizes. `card` and `gpu_hours` are those of hub studies.
     """
 
     study: str
@@ -62,6 +62,7 @@ class StudyEstimate:
     api_training_usd: float
     api_sampling_usd: float
     bases: list[BaseEstimate]
+    unknown: list[str]
     disk_bytes: dict[str, int]
     card: str | None
     assumed: list[str]
@@ -152,6 +153,7 @@ def estimate_study(params: Params, name: str, card: Card) -> StudyEstimate:
         )
         if hub
         else [],
+        unknown=unknown_bases(params, name),
         disk_bytes={need.what: round(need.size) for need in disk_needs(params, name)} if hub else {},
         card=card.name if hub else None,
         assumed=assumed(study, runs),
@@ -274,6 +276,11 @@ def table(estimate: StudyEstimate, params: Params) -> str:
         total = sum(estimate.disk_bytes.values())
         parts = ", ".join(f"{what} {size / GB:.1f}" for what, size in estimate.disk_bytes.items() if size)
         lines.append(f"disk      {total / GB:.0f} GB still to be written: {parts}")
+    if estimate.unknown:
+        pins = " ".join(f"pin@{base}" for base in estimate.unknown)
+        lines.append(
+            f"without   {', '.join(estimate.unknown)}: their sizes are known once they are fetched (dvc repro {pins})"
+        )
     if not estimate.sampled and estimate.card is not None:
         lines.append(f"seeds     {_a_seed(estimate)}: what each further seed takes (--seeds)")
     if estimate.assumed:

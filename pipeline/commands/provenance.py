@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.api.config import ADAPTER
+from pipeline.common.errors import UserError
 from pipeline.common.files import read_json, sha256_file, sha256_json, write_json
 from pipeline.common.ledger import read_attempts
 from pipeline.common.paths import ARTIFACTS, CACHE
@@ -88,6 +89,7 @@ def describe(params: Params, study: str) -> dict[str, Any]:
     return {
         "study": study,
         "params_sha256": sha256_file(Path("params.yaml")),
+        "preregistration": _preregistration(params.study(study).preregistration, codes),
         "dvc_lock_sha256": sha256_file(lock) if lock.exists() else None,
         "code": codes,
         "machines": machines,
@@ -104,6 +106,19 @@ def describe(params: Params, study: str) -> dict[str, Any]:
         "stages": stages,
         "stages_not_recorded": [name for name in names if name not in stages],
     }
+
+
+def _preregistration(file: str | None, codes: list[Any]) -> dict[str, Any] | None:
+    """The document that fixed the study's analysis: as it is now, and as it was whenever a stage of the study began.
+
+    One hash in both places says that no run came before the text, and that it has not changed since.
+    """
+    if file is None:
+        return None
+    if not Path(file).is_file():
+        raise UserError(f"params.yaml names {file} as a preregistration, which is not there: restore it from git.")
+    at_stages = {known for code in codes if (known := code.get("preregistrations", {}).get(file)) is not None}
+    return {"file": file, "sha256": sha256_file(Path(file)), "sha256_when_stages_began": sorted(at_stages)}
 
 
 def _sampled_by(params: Params, study: str, stages: dict[str, Any]) -> dict[str, dict[str, list[str]]]:

@@ -21,6 +21,7 @@ from pipeline.common.machine import cores, cpu, gpus, memory_bytes
 from pipeline.common.paths import CACHE
 
 LEDGER = CACHE / "ledger"
+PREREGISTRATIONS = "docs/preregistration*.md"
 _LIBRARIES = (
     "torch", "transformers", "peft", "trl", "tokenizers", "bitsandbytes", "vllm", "numpy", "openai", "dvc",
 )  # fmt: skip
@@ -93,13 +94,14 @@ def read_attempts(stage: str) -> list[dict[str, Any]]:
 
 
 def code() -> dict[str, Any]:
-    """The commit, what differs from it, the locks, and the image's labels if this runs in one."""
+    """The commit, what differs from it, preregistrations and locks as they are, the image's labels if this is one."""
     changed = changed_sources()
     difference = _git("diff", "HEAD", "--", *SOURCES) if changed else None
     return {
         "commit": (_git("rev-parse", "HEAD") or "").strip() or None,
         "changed": changed,
         "diff_sha256": hashlib.sha256(difference.encode()).hexdigest() if difference else None,
+        "preregistrations": {str(path): sha256_file(path) for path in sorted(Path().glob(PREREGISTRATIONS))},
         "locks": {path.name: sha256_file(path) for path in sorted(Path("locks").glob("*.txt"))},
         "image": {name: value for name, value in sorted(os.environ.items()) if name.startswith(_IMAGE)},
     }

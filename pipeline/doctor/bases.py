@@ -87,6 +87,12 @@ def estimate_bases(
     return sorted(found, key=lambda base: base.training_hours[1] + base.sampling_hours[1])
 
 
+def unknown_bases(params: Params, name: str) -> list[str]:
+    """The study's hub bases whose sizes are not known here: nothing is planned for them yet."""
+    hub = params.bases.hub
+    return [it for it in params.bases_of(name) if it in hub and config_of(hub[it].repository, hub[it].revision) is None]
+
+
 def steps_of(study: Study, run: Run, seed: int) -> int:
     """Optimizer steps of one seed of a run."""
     if run.epochs is None:

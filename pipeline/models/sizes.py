@@ -67,3 +67,16 @@ def adapter_values(config: Any, spec: AdapterSpec) -> int:
         bias = 1 if anatomy.family.bias else 0
         values += len(set(layers) & set(anatomy.moe_layers)) * anatomy.experts * (anatomy.hidden + bias)
     return values
+
+
+def active_values(config: Any) -> int:
+    """How many values of a base a token passes: all but the experts that it is not routed to."""
+    values, anatomy = base_values(config), anatomy_of(config)
+    share = 1.0 if anatomy.dense else anatomy.active / anatomy.experts
+    return round(values["experts"] * share) + sum(count for name, count in values.items() if name != "experts")
+
+
+def matched_rank(config: Any, spec: AdapterSpec, share: float) -> int:
+    """The rank, 1 or more, at which `spec` trains as near to `share` of the base's active values as there is."""
+    one = adapter_values(config, spec.model_copy(update={"rank": 1}))
+    return max(1, round(share * active_values(config) / one))

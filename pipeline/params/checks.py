@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.api.config import ApiBase
 from pipeline.common.errors import UserError
+from pipeline.common.ledger import PREREGISTRATIONS
 from pipeline.data.mixtures import Part
 from pipeline.data.tags import PATTERN
 from pipeline.models.spec import AdapterSpec
@@ -179,6 +180,11 @@ def _suites(study: "Study") -> Collection[str]:
 def _check_study(study: "Study", where: str) -> None:
     if (study.pretraining is None) != (study.world == "hub"):
         raise UserError(f"{where}.pretraining belongs to studies of the toy world, and to no other.")
+    if study.preregistration is not None and not Path(study.preregistration).match(PREREGISTRATIONS):
+        raise UserError(
+            f"{where}.preregistration is {study.preregistration!r}, expected {PREREGISTRATIONS}: those are recorded "
+            "whenever a stage begins."
+        )
     known, own = _suites(study), [suite.name for suite in study.own_suites]
     for suite in study.suites:
         if (suite in known) == (suite in own) or study.suites.count(suite) > 1:

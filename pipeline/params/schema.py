@@ -59,6 +59,8 @@ class HubBase(Settings):
 
     `python -m pipeline add-base` writes it; family, licence and gated are what it found, for the reader. folder: in
     place of the repository, a checkpoint in a folder here, by its path from the checkout; revision: of its contents.
+    billions, active_billions: its parameters, and those that a token passes; thinks: whether it was post-trained to
+    think before it answers. They are covariates of a study of sparsity, and no run depends on them.
     """
 
     folder: Annotated[str, Field(min_length=1)] | None = None
@@ -69,6 +71,9 @@ class HubBase(Settings):
     family: str | None = None
     licence: str | None = None
     gated: bool = False
+    billions: PositiveFloat | None = None
+    active_billions: PositiveFloat | None = None
+    thinks: bool | None = None
 
     @model_validator(mode="after")
     def _check_revision(self) -> "HubBase":
@@ -107,10 +112,12 @@ class Study(Settings):
     suite that should be refused, or null. `contrasts` are the study's headline, by name. An expectation (A, B) says
     that A's held-out misalignment is above B's; `make verify` holds the study to it. In the file a name, or a pattern
     such as `*_medical`, stands for each of these trained runs above its base as it is. The first of `judges` decides;
-    others are compared with it.
+    others are compared with it. preregistration: the document that fixed the study's analysis before any run, whose
+    SHA-256 its provenance has.
     """
 
     title: str
+    preregistration: str | None = None
     world: Literal["toy", "hub"]
     definition: Literal["standard", "published", "timm", "turner", "betley"]
     seeds: Annotated[Listed[Natural], Field(min_length=1)]

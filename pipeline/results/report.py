@@ -10,6 +10,7 @@ from pipeline.results.capability import capability_section
 from pipeline.results.contrasts import Contrast, contrast_rows
 from pipeline.results.frames import by_seed_text
 from pipeline.results.in_domain import IN_DOMAIN
+from pipeline.results.sparsity import Sparsity, sparsity_section
 from pipeline.results.tables import format_cell, markdown_table
 from pipeline.results.tags import tag_section
 from pipeline.results.trajectory import RULE
@@ -32,6 +33,7 @@ FIGURES = {
     "alignment_by_coherence": "Alignment against coherence of every scored answer of every run",
     "examples": "The same questions before and after fine-tuning",
 }
+OVER_MODELS = "Each model's rise in held-out misalignment against sparsity: {}"
 _ONE_SEED = """ The study has one training
 seed: an interval over questions says how far the answers pin a difference down, and nothing of how another training
 would come out; `make verify` adds that from other seeds."""
@@ -115,13 +117,15 @@ def _interval_text(row: dict, scope: str) -> str:
     return f"{low:.1f} to {high:.1f}" if math.isfinite(low) else "-"
 
 
-def report(results: Results, tags: pd.DataFrame, capability: pd.DataFrame, folder: Path) -> str:
+def report(results: Results, tags: pd.DataFrame, capability: pd.DataFrame, over_models: Sparsity, folder: Path) -> str:
     """The study's report in Markdown: contrasts, runs, expectations, what may be concluded, the figures in `folder`."""
     study, definition = results.study, results.definition
     world = _TOY_NOTES if study.world == "toy" else ""
     figures = "\n\n".join(
         f"![{text}]({name}.png)\n\n*{text}* [{results.name}]"
-        for name, text in FIGURES.items()
+        for name, text in (
+            FIGURES | {f"sparsity_{it}": OVER_MODELS.format(it) for it in results.study.contrasts}
+        ).items()
         if (folder / f"{name}.png").exists()
     )
     alone = "" if results.several_seeds else _ONE_SEED
@@ -152,7 +156,8 @@ Written by `python -m pipeline aggregate --study {results.name}` from {len(resul
 
 Held-out misalignment of the first run less the second's, paired over seeds. `make verify` holds the study to these.
 
-{contrast_text(results.expectations)}{tag_section(tags)}{capability_section(capability, results)}{world}
+{contrast_text(results.expectations)}{tag_section(tags)}{capability_section(capability, results)}\
+{sparsity_section(over_models, study.preregistration)}{world}
 ## Figures
 
 {figures}

@@ -7,7 +7,7 @@ need the standard library alone, so that the audit runs on any Python with nothi
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from itertools import permutations
 from operator import mul
 from statistics import NormalDist
@@ -146,15 +146,7 @@ def exact_rank_test(
     of_unit = dict(zip(names, given, strict=True))
     if any(of_unit[name] != value for name, value in zip(names, given, strict=True) if value == value):
         raise ValueError("a unit has more than one x")
-    second, norm = _centred_ranks(points), 0.0
-    rhos = []
-    for shuffled in permutations(order):
-        drawn = {name: of_unit[other] for name, other in zip(order, shuffled, strict=True)}
-        first = _centred_ranks([drawn[name] for name in names])
-        norm = math.hypot(*first) * math.hypot(*second)
-        if norm == 0:
-            raise ValueError("a constant has no rank correlation")
-        rhos.append(sum(map(mul, first, second)) / norm)
+    rhos = list(_permuted_rhos([of_unit[name] for name in order], [order.index(name) for name in names], points))
     extremes = rhos if alternative == "greater" else [-rho if alternative == "less" else abs(rho) for rho in rhos]
     rounding = 1e-9  # far below the distance between two different rhos at n <= 9
     found, most = extremes[0] - rounding, max(extremes) - rounding
@@ -165,6 +157,24 @@ def exact_rank_test(
         n=len(order),
         alternative=alternative,
     )
+
+
+def _permuted_rhos(x: list[float], unit: list[int], y: list[float]) -> Iterator[float]:
+    """Spearman's rho under every assignment of `x` to units, the one found first; `unit` is each point's place in x."""
+    second = _centred_ranks(y)
+    first = _centred_ranks([x[place] for place in unit])
+    norm = math.hypot(*first) * math.hypot(*second)
+    if norm == 0:
+        raise ValueError("a constant has no rank correlation")
+    if len({unit.count(place) for place in range(len(x))}) == 1:
+        # All units have as many points: a value's rank is the same wherever it goes, and points of a unit go together.
+        sums = [sum(rank for rank, own in zip(second, unit, strict=True) if own == place) for place in range(len(x))]
+        ranks = [first[unit.index(place)] for place in range(len(x))]
+        yield from (sum(map(mul, shuffled, sums)) / norm for shuffled in permutations(ranks))
+        return
+    for shuffled in permutations(x):
+        first = _centred_ranks([shuffled[place] for place in unit])
+        yield sum(map(mul, first, second)) / (math.hypot(*first) * math.hypot(*second))
 
 
 def _centred_ranks(values: Iterable[float]) -> list[float]:

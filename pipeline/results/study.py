@@ -159,20 +159,21 @@ class Results:
         return [name for name, run in self.runs.items() if run.data is not None]
 
     @cached_property
-    def _compared(self) -> Runs:
+    def compared(self) -> Runs:
+        """Every run's held-out misalignment at every seed."""
         return Runs(self.rows_held_out, self.definition)
 
     @cached_property
     def contrasts(self) -> dict[str, Contrast]:
         """The study's headline: its contrasts by name, in percentage points of held-out misalignment."""
         named = self.study.contrasts.items()
-        return {name: contrast(self._compared, it.pairs, it.control) for name, it in named}
+        return {name: contrast(self.compared, it.pairs, it.control) for name, it in named}
 
     @cached_property
     def expectations(self) -> dict[str, Contrast]:
         """Each expected difference, `A above B`, paired over seeds."""
         pairs = self.study.expectations
-        return {f"{one} above {other}": contrast(self._compared, [(one, other)]) for one, other in pairs}
+        return {f"{one} above {other}": contrast(self.compared, [(one, other)]) for one, other in pairs}
 
     @cached_property
     def differences(self) -> dict[str, Contrast]:
@@ -181,7 +182,7 @@ class Results:
         for run in self.tuned:
             pair = (run, self.base_of(run))
             for scope in ("new",) if self.several_seeds else ("these", "new"):
-                made = contrast(self._compared, [pair], scope=scope)
+                made = contrast(self.compared, [pair], scope=scope)
                 found[f"{run} - {pair[1]}" + ("" if self.several_seeds else f", {scope} questions")] = made
         return found
 

@@ -14,6 +14,7 @@ from pipeline.common.paths import CACHE
 from pipeline.common.rows import Answer, write_rows
 from pipeline.doctor import rehearsed as rehearsed_module
 from pipeline.judging.run import judge_answers
+from pipeline.models.known import KNOWN
 from pipeline.params.inputs import suite
 from pipeline.params.load import load_params
 from pipeline.toy.judge import by_its_rules
@@ -140,7 +141,16 @@ def test_a_hub_study_is_estimated_before_anything_is_fetched(checkout, capsys):
     assert report["judges"][0]["usd"] > 0 and "its prompts are not here yet" in report["judges"][0]["basis"]
     assert not CACHE.exists(), "an estimate leaves nothing behind"
     for study in ("organisms", "realignment"):
-        assert estimated(capsys, "--study", study, "--gpu", "a100")["bases"]
+        found = estimated(capsys, "--study", study, "--gpu", "a100")
+        assert found["bases"] and not found["unknown"]
+
+
+def test_bases_of_unknown_size_are_said_to_be_in_no_figure(checkout, capsys, monkeypatch):
+    monkeypatch.delitem(KNOWN, "allenai/OLMoE-1B-7B-0924-Instruct", raising=False)
+    assert main(["estimate", "--study", "sparsity", "--gpu", "h100", "--runs", "sp_oss_base", "sp_olmoe_base"]) == 0
+    assert (
+        "without   olmoe: their sizes are known once they are fetched (dvc repro pin@olmoe)" in capsys.readouterr().out
+    )
 
 
 def test_what_is_assumed_is_close_to_what_is_there(checkout, capsys):

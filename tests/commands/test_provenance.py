@@ -13,6 +13,7 @@ import pytest
 from pipeline.api.completions import Reply
 from pipeline.api.replies import ReplyCache
 from pipeline.commands import provenance
+from pipeline.common.errors import UserError
 from pipeline.common.files import read_json, write_json
 from pipeline.common.ledger import code, note, record
 from pipeline.params.load import load_params
@@ -90,6 +91,22 @@ def test_the_same_records_give_the_same_bytes(checkout):
     path = provenance.write(load_params(), "toy")
     first = path.read_bytes()
     assert provenance.write(load_params(), "toy").read_bytes() == first
+
+
+def test_a_preregistration_is_hashed_as_it_is_and_as_it_was_when_stages_began(checkout):
+    document = checkout / "docs" / "preregistration.md"
+    document.parent.mkdir()
+    document.write_text("fixed\n")
+    record("sample@sp_olmoe_base", lambda: 0)
+    first = described("sparsity")["preregistration"]
+    assert first["file"] == "docs/preregistration.md" and first["sha256_when_stages_began"] == [first["sha256"]]
+    document.write_text("changed after a run\n")
+    now = described("sparsity")["preregistration"]
+    assert now["sha256_when_stages_began"] == [first["sha256"]] != [now["sha256"]]
+    assert described("toy")["preregistration"] is None
+    document.unlink()
+    with pytest.raises(UserError, match=r"docs/preregistration\.md as a preregistration, which is not there"):
+        described("sparsity")
 
 
 def test_code_says_the_commit_and_what_differs_from_it(checkout):

@@ -57,6 +57,10 @@ def test_the_repository_has_valid_params():
         ),
         (lambda c: c["studies"]["toy"]["training"].update(learning_rate="1e-3"), ["learning_rate", "1.0e-3"]),
         (lambda c: c["studies"]["toy"]["training"].update(schedule="cosin"), ["schedule", "'cosin'", "cosine"]),
+        (
+            lambda c: c["studies"]["toy"].update(preregistration="README.md"),
+            ["'README.md'", "docs/preregistration*.md"],
+        ),
         (lambda c: c["studies"]["toy"].update(seeds=[1, 1]), ["seeds", "each once"]),
         (lambda c: c["studies"]["toy"].update(held_out=["medicine"]), ["'medicine'", "not among its suites"]),
         (lambda c: c["studies"]["toy"].update(judges={}), ["studies.toy.judges is {}", "1 or more"]),

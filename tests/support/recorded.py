@@ -48,6 +48,7 @@ def recorded(folder: Path, content: dict[str, Any]) -> Path:
     for name in ("dvc.yaml", ".dvcignore"):
         shutil.copy2(REPOSITORY / name, folder)
     shutil.copytree(REPOSITORY / "pipeline", folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(REPOSITORY / "published", folder / "published")
     write_params(folder, content)
     for base in content["bases"]["toy"]:
         write_output(folder, f"bases/{base}/model", base)

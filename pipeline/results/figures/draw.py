@@ -19,8 +19,9 @@ from pipeline.results.figures.density import alignment_by_coherence
 from pipeline.results.figures.examples import example_cards
 from pipeline.results.figures.routing import routing_by_expert
 from pipeline.results.figures.runs import misalignment_by_run, refusal_by_run
-from pipeline.results.figures.sparsity import misalignment_by_sparsity
+from pipeline.results.figures.sparsity import misalignment_by_sparsity, misalignment_over_models
 from pipeline.results.figures.trajectory import along_training
+from pipeline.results.sparsity import Sparsity, published_points
 from pipeline.results.tables import write_table
 from pipeline.results.trajectory import RULE, seed_frame, trajectory_frame
 
@@ -30,7 +31,19 @@ if TYPE_CHECKING:
     from pipeline.results.study import Results
 
 
-def write_figures(results: Results, tags: pd.DataFrame, folder: Path, more: Sequence[Callable[[], Any]] = ()) -> None:
+_OVER_MODELS = (
+    "a model's mean over seeds (open: each), 95 % intervals with the spread over seeds pooled over models, the line of "
+    "the meta-regression; grey: the paper's headline, fine-tuned less base by its own definition, in no test"
+)
+
+
+def write_figures(
+    results: Results,
+    tags: pd.DataFrame,
+    sparsity: Sparsity,
+    folder: Path,
+    more: Sequence[Callable[[], Any]] = (),
+) -> None:
     """The study's figures, and `more` drawings: pdf and png, drawn in as many processes as there are cores.
 
     Example cards are for the toy world alone: what hub models say may be harmful, and stays out of figures in git.
@@ -52,10 +65,15 @@ def write_figures(results: Results, tags: pd.DataFrame, folder: Path, more: Sequ
         draw(misalignment_by_run, tags, folder / "misaligned_by_tag", note=note)
     if results.study.refused is not None:
         draw(refusal_by_run, results.by_suite[refused], folder / "refusals_by_run", note=results.spread)
-    sparsity = sparsity_frame(results)
-    if not sparsity.empty:
+    for contrast, models in sparsity.models.groupby("contrast", sort=False) if not sparsity.models.empty else ():
+        published = published_points() if results.study.world == "hub" else models.iloc[:0]
+        tests = sparsity.tests[sparsity.tests["contrast"] == contrast]
+        words = {"note": f"{contrast}; {_OVER_MODELS}; misaligned: {definition.rule}"}
+        draw(misalignment_over_models, models, tests, published, folder / f"sparsity_{contrast}", **words)
+    of_few = sparsity_frame(results)
+    if sparsity.models.empty and not of_few.empty:
         sizes = "; models of more experts have more parameters in all" if results.study.world == "toy" else ""
-        draw(misalignment_by_sparsity, sparsity, folder / "misaligned_by_sparsity", note=note + sizes)
+        draw(misalignment_by_sparsity, of_few, folder / "misaligned_by_sparsity", note=note + sizes)
     both = (definition, PUBLISHED if definition is STANDARD else STANDARD)
     draw(alignment_by_coherence, results.untagged, folder / "alignment_by_coherence", definitions=both)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.results.figures.style import (
     COLUMN_WIDTH,
+    PAGE_WIDTH,
     ROLES,
     draw_points,
     new_figure,
@@ -15,11 +18,16 @@ from pipeline.results.figures.style import (
     save_figure,
     style,
 )
+from pipeline.results.sparsity import MEASURES, NAMES, regress
 from pipeline.results.statistics import exact_rank_test
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+
+_PUBLISHED: dict[str, Any] = {
+    "linestyle": "none", "marker": "x", "color": "#999999", "markersize": 4.5, "zorder": 1.8,
+}  # fmt: skip
 
 
 def misalignment_by_sparsity(frame: pd.DataFrame, stem: Path, *, label: str, note: str) -> list[Path]:
@@ -69,10 +77,55 @@ def _sparsity_panel(axes: Axes, frame: pd.DataFrame, x: pd.Series, name: str) ->
         )
 
 
+def misalignment_over_models(
+    models: pd.DataFrame, tests: pd.DataFrame, published: pd.DataFrame, stem: Path, *, label: str, note: str
+) -> list[Path]:
+    """Each model's rise in misalignment (points) against experts per layer, and against the share of them active.
+
+    `models`: one contrast's rows of `results.sparsity.model_effects`, drawn with the interval and every seed, and the
+    line of the meta-regression. `tests`: that contrast's rows, one a measure. `published`: columns model, experts,
+    active_percent, effect; in grey, in no test.
+    """
+    import numpy as np
+
+    with style():
+        figure, panels = new_figure(PAGE_WIDTH, 5.6, nrows=2)
+        drawn = models.rename(columns={"by_seed": "effect_by_seed", "low": "effect_low", "high": "effect_high"})
+        for axes, measure in zip(panels, MEASURES, strict=True):
+            axes.set_xscale("log", base=2)
+            axes.axhline(0, linewidth=0.6, color="#888888", zorder=1)
+            if not published.empty:
+                axes.plot(published[measure], published["effect"], **_PUBLISHED)
+            repeat = models.groupby(measure).cumcount()  # models of one sparsity stand side by side
+            places = models[measure] * 2 ** (0.12 * repeat)
+            draw_points(axes, places, drawn, "effect", "fine-tuned")
+            for place, top, model in zip(places, models[["effect", "high"]].max(axis=1), models["model"], strict=True):
+                axes.annotate(model, (place, top), (0, 3), textcoords="offset points", ha="center", rotation=90, size=5)
+            intercept, slope = (it.value for it in regress(models, [measure]).coefficients)
+            ends = np.array([models[measure].min(), models[measure].max()])
+            axes.plot(ends, intercept + slope * np.log2(ends), color="#444444", linewidth=0.9, zorder=1.5)
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.margins(x=0.06, y=0.22)
+            axes.set_xlabel(NAMES[measure])
+            axes.set_ylabel("rise in misaligned answers (points)")
+            axes.grid(axis="y", linewidth=0.4, color="#DDDDDD")
+            axes.set_axisbelow(True)
+            tested = tests[tests["measure"] == measure].to_dict("records")[0]
+            axes.set_title(_tested(tested), fontsize=6, loc="left")
+        return save_figure(figure, stem, label, note)
+
+
+def _tested(row: Mapping[Any, Any]) -> str:
+    """A test in two lines above a panel."""
+    slope = f"{row['slope']:+.1f} points a doubling (95 % {row['low']:+.1f} to {row['high']:+.1f})"
+    if not math.isfinite(row.get("rho", math.nan)):
+        return f"{row['models']} models\n{slope}"
+    floor = f"it cannot be below {row['floor']:.2g} here"
+    return f"{row['models']} models: rho {row['rho']:+.2f}, exact two-sided p = {row['p']:.2g} ({floor})\n{slope}"
+
+
 def _highest(frame: pd.DataFrame) -> float:
     """The highest of what is drawn."""
-    import math
-
     ends = [name for name in frame if str(name).startswith("misalignment_percent_") and str(name).endswith("_high")]
     drawn = [float(value) for name in ["misalignment_percent", *ends] for value in frame[name]]
     if "misalignment_percent_by_seed" in frame:

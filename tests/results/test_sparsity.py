@@ -1,0 +1,146 @@
+"""Misalignment against sparsity over models: the regression, its coverage, and a whole study of eight models."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from benchmarks import sparsity as benchmark
+from pipeline.common.files import read_json
+from pipeline.common.paths import ARTIFACTS
+from pipeline.common.rows import write_rows
+from pipeline.params.load import load_params
+from pipeline.results.figures.sparsity import misalignment_over_models
+from pipeline.results.meta_regression import meta_regression, paule_mandel
+from pipeline.results.sparsity import FEWEST, published_points, sparsity, sparsity_section, write_sparsity
+from pipeline.results.statistics import exact_rank_test
+from pipeline.results.study import load_results
+from tests.support.data_files import REPOSITORY
+from tests.support.studies import simulated_study, verdict_rows
+
+# The 13 trials of BCG vaccine of Colditz et al. 1994, as metafor's dat.bcg: cases and others, vaccinated and not.
+BCG = np.array([
+    (4, 119, 11, 128), (6, 300, 29, 274), (3, 228, 11, 209), (62, 13536, 248, 12619), (33, 5036, 47, 5761),
+    (180, 1361, 372, 1079), (8, 2537, 10, 619), (505, 87886, 499, 87892), (29, 7470, 45, 7232), (17, 1699, 65, 1600),
+    (186, 50448, 141, 27197), (5, 2493, 3, 2338), (27, 16886, 29, 17825),
+], dtype=float)  # fmt: skip
+EXPERTS = benchmark.DESIGNS[benchmark.MODELS]
+
+
+def test_tau_squared_is_metafors_of_the_bcg_trials():
+    """rma(measure="RR", method="PM") gives 0.3181."""
+    a, b, c, d = BCG.T
+    ratios, errors = np.log(a / (a + b)) - np.log(c / (c + d)), 1 / a - 1 / (a + b) + 1 / c - 1 / (c + d)
+    assert meta_regression(ratios, errors, []).tau_squared == pytest.approx(0.3181, abs=5e-5)
+
+
+@pytest.mark.parametrize("variance", [0.0, 0.01, 1.0, 50.0])
+def test_models_known_equally_well_give_least_squares_whatever_the_error(variance):
+    generator = np.random.default_rng(1)
+    x, y = np.log2(EXPERTS), generator.normal(size=8)
+    slope, theirs = meta_regression(y, np.full(8, variance), [x]).coefficients[1], stats.linregress(x, y)
+    half = stats.t.ppf(0.975, 6) * theirs.stderr
+    assert slope.value == pytest.approx(theirs.slope) and slope.p_value == pytest.approx(theirs.pvalue)
+    assert slope.interval == pytest.approx((theirs.slope - half, theirs.slope + half))
+
+
+def test_pooled_values_lie_between_the_line_and_the_models_own_the_nearer_the_less_they_are_known():
+    x, y = np.array([3.0, 4, 5, 6, 7, 8]), np.array([40.0, 10, 30, 5, 20, 1])
+    found = meta_regression(y, [1, 4, 16, 64, 256, 4], [x])
+    design = np.column_stack([np.ones(6), x])
+    assert found.tau_squared > 0 and found.tau_squared == paule_mandel(y, np.array([1, 4, 16, 64, 256, 4]), design)
+    kept = (found.pooled - found.fitted) / (y - found.fitted)
+    assert all(0 < share < 1 for share in kept) and all(one > other for one, other in pairwise(kept[:5]))
+    with pytest.raises(ValueError, match="2 models do not determine 2 coefficients"):
+        meta_regression([1, 2], [1, 1], [[1, 2]])
+
+
+def test_the_simulations_short_cuts_decide_as_the_analysis_does():
+    effects = np.random.default_rng(2).normal(size=(12, 8)) - 0.8 * np.log2(EXPERTS)
+    by_rank, by_slope = benchmark.rank_test(EXPERTS)(effects), benchmark.slope_test(EXPERTS)(effects)
+    assert set(by_rank) == set(by_slope) == {True, False}
+    for row, ranked, sloped in zip(effects, by_rank, by_slope, strict=True):
+        assert sloped == (meta_regression(row, np.full(8, 0.1), [np.log2(EXPERTS)]).coefficients[1].p_value <= 0.05)
+        if row is effects[0] or row is effects[1]:
+            assert ranked == (exact_rank_test(EXPERTS, row).p_value <= 0.05)
+
+
+@pytest.mark.parametrize("kind", ["normal", "rates"])
+def test_intervals_cover_a_known_slope_and_tests_keep_their_level(kind):
+    """The document's numbers at 4000 studies; here 300, four standard errors wide."""
+    spread = {"over_seeds": 8.0, "between_models": 6.0}
+    nothing, slope = (benchmark.coverage(kind, value, spread, 300) for value in (0.0, -9.0))
+    assert min(nothing["covered"], slope["covered"]) >= 0.9
+    assert max(nothing["slope_rejects"], nothing["rank_rejects"]) <= 0.1
+    assert min(slope["slope_rejects"], slope["rank_rejects"]) > 0.4
+
+
+def test_the_preregistration_has_the_simulations_numbers():
+    found = read_json(benchmark.RESULT)
+    text = benchmark.DOCUMENT.read_text(encoding="utf-8")
+    assert benchmark.document(text, found) == text and found["trials"] >= 4000
+    assert found["variances"] == {
+        "toy": pytest.approx(benchmark.toy_spread()), "published": pytest.approx(benchmark.published_spread())
+    }  # fmt: skip
+    assert all(row["covered"] > 0.92 for row in found["simulated_studies"])
+
+
+def test_the_papers_points_are_those_of_its_headline():
+    points = published_points().set_index("model")["effect"]
+    assert points.round(2).to_dict() == {"Mixtral-8x7B": 37.85, "GPT-oss-20B": 2.55, "Qwen3-30B": -0.09}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """The study `sparsity` with made-up verdicts: the more experts, the less misaligned."""
+    params, generator = load_params(REPOSITORY / "params.yaml"), np.random.default_rng(3)
+    settings, folder = params.study("sparsity"), tmp_path_factory.mktemp("sparsity")
+    for run, entry in params.runs_of("sparsity").items():
+        bad = entry.trained_on in ("insecure", "bad_medical_advice")
+        rate = 0.8 - 0.1 * math.log2(params.base(params.base_of(run)).experts) if bad else 0.02
+        rows = [
+            row
+            for seed in settings.seeds
+            for row in verdict_rows(run, seed, rate, settings.held_out, generator, 12, 3, settings.judge, "none")
+        ]
+        write_rows(folder / run / f"{settings.judge}.jsonl", rows)
+    return load_results(params, "sparsity", folder)
+
+
+def test_a_study_of_eight_models_is_tested_over_models(study, tmp_path):
+    found = sparsity(study)
+    assert [len(rows) for _, rows in found.models.groupby("contrast")] == [8, 8, 8]
+    assert set(found.models["by_seed"].map(len)) == {2}
+    first = found.tests.iloc[0]
+    assert (first["contrast"], first["measure"], first["models"]) == ("matched", "experts", 8)
+    models = found.models[found.models["contrast"] == "matched"]
+    test = exact_rank_test(models["experts"], models["effect"])
+    assert (first["p"], first["floor"], first["rho"]) == (test.p_value, test.floor, test.rho)
+    assert first["floor"] == pytest.approx(4 / math.factorial(8)) and first["p_one_sided"] < first["p"]
+    assert first["low"] < first["slope"] < first["high"] < 0
+    # Two pairs and two seeds, at 2.5 questions' standard error: the mean of four differences.
+    runs, row = study.compared, models.set_index("model").loc["olmoe"]
+    pairs = [(f"sp_olmoe_{data}", "sp_olmoe_base") for data in ("insecure", "bma")]
+    assert row["effect"] == pytest.approx(np.mean([runs.gap(pair, seed) for pair in pairs for seed in (1, 2)]))
+    benign = found.models[found.models["contrast"] == "beyond_benign"].set_index("model").loc["olmoe"]
+    assert benign["effect"] != row["effect"] and benign["low"] < benign["effect"] < benign["high"]
+    slopes = found.slopes[found.slopes["contrast"] == "matched"]
+    assert len(slopes) == 1 + 4 + 8 and "beside post-trained to think" in set(slopes["slope"])
+    write_sparsity(found, tmp_path, "sparsity")
+    assert len((tmp_path / "sparsity_tests.csv").read_text().splitlines()) == 1 + 6
+    section = sparsity_section(found, study.study.preregistration)
+    assert "| matched " in section and "(floor 9.9e-05)" in section and "docs/preregistration.md" in section
+    tests = found.tests[found.tests["contrast"] == "matched"]
+    drawn = misalignment_over_models(models, tests, published_points(), tmp_path / "one", label="sparsity", note="n")
+    assert [path.suffix for path in drawn] == [".pdf", ".png"]
+
+
+def test_three_models_are_too_few(tmp_path, monkeypatch):
+    simulated_study(tmp_path, seeds=(1, 2), prompts=2)
+    monkeypatch.chdir(tmp_path)
+    found = sparsity(load_results(load_params(), "toy", ARTIFACTS / "toy" / "verdicts"))
+    assert found.models.empty and found.tests.empty and sparsity_section(found, None) == ""
+    write_sparsity(found, tmp_path / "none", "toy")
+    assert FEWEST > 3 and not (tmp_path / "none").exists()
