@@ -38,6 +38,26 @@ KNOWN: dict[str, dict[str, Any]] = {
         "gpt_oss", 201088, 2880, 2880, 24, 64, 8, head_dim=64, num_local_experts=32, num_experts_per_tok=4,
         quantization_config={"quant_method": "mxfp4"},
     ),
+    "microsoft/Phi-3.5-MoE-instruct": _sizes(
+        "phimoe", 32064, 4096, 6400, 32, 32, 8, num_local_experts=16, num_experts_per_tok=2
+    ),
+    "ibm-granite/granite-3.1-3b-a800m-instruct": _sizes(
+        "granitemoe", 49155, 1536, 512, 32, 24, 8, num_local_experts=40, num_experts_per_tok=8,
+        tie_word_embeddings=True,
+    ),
+    "Qwen/Qwen1.5-MoE-A2.7B-Chat": _sizes(
+        "qwen2_moe", 151936, 2048, 5632, 24, 16, 16, moe_intermediate_size=1408,
+        shared_expert_intermediate_size=5632, num_experts=60, num_experts_per_tok=4, mlp_only_layers=[],
+        decoder_sparse_step=1,
+    ),
+    "allenai/OLMoE-1B-7B-0924-Instruct": _sizes(
+        "olmoe", 50304, 2048, 1024, 16, 16, 16, num_experts=64, num_experts_per_tok=8
+    ),
+    "deepseek-ai/DeepSeek-V2-Lite-Chat": _sizes(
+        "deepseek_v2", 102400, 2048, 10944, 27, 16, 16, moe_intermediate_size=1408, n_routed_experts=64,
+        n_shared_experts=2, num_experts_per_tok=6, first_k_dense_replace=1, q_lora_rank=None, kv_lora_rank=512,
+        qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128,
+    ),
     "meta-llama/Llama-3.1-8B-Instruct": _sizes("llama", 128256, 4096, 14336, 32, 32, 8),
     "meta-llama/Llama-3.2-1B-Instruct": _sizes(
         "llama", 128256, 2048, 8192, 16, 32, 8, head_dim=64, tie_word_embeddings=True
