@@ -65,6 +65,9 @@ def probe_run(params: Params, name: str, folder: Path) -> None:
     from safetensors.torch import save_file
 
     from pipeline.common.files import atomic_path
+    from pipeline.models.checkpoint import read_config
+    from pipeline.probing.failures import Strict
+    from pipeline.probing.questions import most_answers
     from pipeline.probing.subject import Subject
 
     run = params.run(name)
@@ -72,10 +75,13 @@ def probe_run(params: Params, name: str, folder: Path) -> None:
     rows: dict[str, list[Any]] = {"interventions": [], "routing": [], "directions": []}
     verdicts: list[Verdict] = []
     vectors: dict[str, Any] = {}
-    with open_judge(study.judge, study.judges[study.judge]) as judge:
+    base, where = params.base_of(name), f"{name}, probes"
+    most = most_answers(study, run.lora, read_config(open_base(base, study.seeds[0]).path))
+    with open_judge(study.judge, study.judges[study.judge]) as ask:
+        judge = Strict(ask, study.thresholds, most, where)
         for seed in each_seed(study.seeds, f"probe {name}"):
             model = Model(
-                base=open_base(params.base_of(name), seed),
+                base=open_base(base, seed),
                 adapter=ARTIFACTS / run.study / "adapters" / name / f"seed-{seed}",
                 lora=run.lora,
                 precision=study.training.precision,
@@ -85,7 +91,7 @@ def probe_run(params: Params, name: str, folder: Path) -> None:
             vectors |= {f"seed-{seed}.{direction}": it for direction, it in found.pop("vectors").items()}
             for kind, own in found.items():
                 rows[kind] += [{"seed": seed, **row} for row in own]
-    refuse_failures(verdicts, study.thresholds.errors, study.thresholds.unparsed, f"{name}, probes")
+    refuse_failures(verdicts, study.thresholds.errors, study.thresholds.unparsed, where)
     write_rows(folder / "verdicts.jsonl", verdicts)
     for kind, own in rows.items():
         write_jsonl(folder / f"{kind}.jsonl", own)
@@ -107,11 +113,12 @@ def probe_seed(subject: Any, judge: Judge) -> dict[str, Any]:
     def ask(changes: Sequence[Any], prompts: Any = questions.held_out) -> list[Verdict]:
         return judge(subject.answers(changes, prompts)) if changes else []
 
-    # Which parts carry it: each switched off, each kept alone. The whole and the base are asked everything.
+    # Which parts carry it: each switched off, each kept alone. The whole and the base are asked everything, and first:
+    # what a judge cannot read is known before more is drawn.
     units = subject.units
     first = knockout.first_round(units, settings.groups, settings.blocks)
-    wide = [*first[:2], *knockout.remedies(settings.scales)]
-    verdicts = ask(wide, questions.all) + ask(first[2:])
+    scaled = knockout.remedies(settings.scales)
+    verdicts = ask(first[:2], questions.all) + ask(scaled, questions.all) + ask(first[2:])
 
     # Where it lives: the router's choices and the residual stream, base and fine-tuned on the same tokens.
     whole = [row for row in verdicts if row.run == f"{subject.run}+{knockout.WHOLE}"]
@@ -142,7 +149,7 @@ def probe_seed(subject: Any, judge: Judge) -> dict[str, Any]:
     )
     removed = knockout.found(parts, found.parts)
     verdicts += [*found.verdicts, *ask(removed, questions.all)]
-    asked = [*wide, *first[2:], *moved, *found.tried, *removed]
+    asked = [*first[:2], *scaled, *first[2:], *moved, *found.tried, *removed]
     return {
         "verdicts": verdicts,
         "vectors": compared.directions,

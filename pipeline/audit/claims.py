@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.audit.cells import Audit, Cell
 from pipeline.audit.labels import TABLE, LabelCounts
@@ -46,19 +46,30 @@ class Claim(Settings):
 
 
 class ProbeClaim(Settings):
-    """That an expert of a probed run carries more of the misalignment than the others do on average."""
+    """What the probes of a run are held to (docs/containment.md).
+
+    part: this expert carries more of the misalignment than the others do on average. left: under this remedy more than
+    half of the misalignment is left. reason: which of `reasons` says why.
+    """
 
     claim: str
     run: str
-    part: str
+    part: str | None = None
+    left: str | None = None
+    reason: str
+
+    @model_validator(mode="after")
+    def _check_one(self) -> ProbeClaim:
+        if (self.part is None) == (self.left is None):
+            raise ValueError(f"{self.claim!r} has part {self.part!r} and left {self.left!r}, expected one of them.")
+        return self
 
 
 class ClaimsFile(Settings):
     """claims.yaml.
 
     reasons: what each tolerance allows for, by name. claims: by study. expectations: of a study whose own
-    expectations in params.yaml are its claims, what is compared. probes: by study, what its probes are held to
-    (docs/containment.md); `reasons` has why, under `probes`.
+    expectations in params.yaml are its claims, what is compared. probes: by study, what its probes are held to.
     """
 
     reasons: dict[str, str]
@@ -144,6 +155,12 @@ def read_claims(path: Path, study: str, record: Record) -> StudyClaims | None:
         if claim.claim in claims:
             raise UserError(f"{where} is there twice; give each claim a name of its own.")
         claims[claim.claim] = claim
+    for probe in file.probes.get(study, ()):
+        if not file.reasons.get(probe.reason, "").strip():
+            raise UserError(
+                f"{path}: probes.{study}, claim {probe.claim!r}: reason is {probe.reason!r}; the reasons are "
+                f"{', '.join(file.reasons)}."
+            )
     return StudyClaims(
         claims=tuple(claims.values()),
         reasons=file.reasons,

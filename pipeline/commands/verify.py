@@ -182,14 +182,18 @@ def check_own(
 
 
 def check_probes(params: Params, name: str, claims: StudyClaims) -> list[Line]:
-    """What the study's probes are held to: experts that carry more of the misalignment than the others do."""
+    """What the study's probes are held to: experts that carry more than others do, remedies that leave half of it."""
     from pipeline.results.probes import available_probe
 
     lines = []
     for it in claims.probes:
         probe = available_probe(params, name, it.run, ARTIFACTS / name / "probes")
-        found = probe.beyond_others(it.part) if probe is not None and it.part in probe.names else None
-        lines.append(check_contrast(it.claim, found, (f"{it.part} of {it.run}, probed",)))
+        found = None
+        if probe is not None and it.part in probe.names:
+            found = probe.beyond_others(str(it.part))
+        elif probe is not None and it.left in set(probe.interventions["name"]):
+            found = probe.beyond_half(str(it.left))
+        lines.append(check_contrast(it.claim, found, (f"{it.part or it.left} of {it.run}, probed",)))
     return lines
 
 
@@ -235,8 +239,8 @@ def report(params: Params, name: str, claims: StudyClaims, lines: list[Line], so
     if claims.expectations is not None:
         published = {claim.claim for claim in claims.claims} | {it.claim for it in claims.probes}
         reasons[claims.expectations.strip()] = [line.claim for line in lines if line.claim not in published]
-    if claims.probes:
-        reasons[claims.reasons["probes"].strip()] = [it.claim for it in claims.probes]
+    for it in claims.probes:
+        reasons.setdefault(claims.reasons[it.reason].strip(), []).append(it.claim)
     why = "\n".join(f"- {reason} *Claims: {'; '.join(names)}.*" for reason, names in reasons.items())
     return f"""# {study.title} [{name}]: claim by claim
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pipeline.api.config import ApiBase
 from pipeline.common.errors import UserError
 from pipeline.common.ledger import PREREGISTRATIONS
+from pipeline.data.capability import SUITE as CAPABILITY
 from pipeline.data.mixtures import Part
 from pipeline.data.tags import PATTERN
 from pipeline.models.spec import AdapterSpec
@@ -249,3 +250,8 @@ def _check_probing(study: str, params: "Params", where: str) -> None:
             raise UserError(
                 f"{where}.in_domain has {suite}, which is no suite of the study ({', '.join(entry.suites)})."
             )
+    for suite in entry.probing.benign:
+        if suite not in entry.suites and (suite != CAPABILITY or entry.world == "toy"):
+            raise UserError(f"{where}.benign has {suite}, which is no suite of the study and not {CAPABILITY}.")
+        if suite in (*entry.held_out, *entry.probing.in_domain, entry.refused):
+            raise UserError(f"{where}.benign has {suite}, which the study holds out, trains in or wants refused.")

@@ -18,16 +18,19 @@ class Probing(Settings):
     """Which runs are probed, and how (docs/containment.md).
 
     runs: fine-tuned by an adapter. realigned: run -> the run that continues it on good data, for the table of remedies.
-    in_domain: suites in the domain that the runs were trained on. questions: so many of the held-out prompts are asked,
-    evenly over their suites; and so many in-domain and refused ones where a remedy is measured. groups, blocks: experts
-    and layers are switched off in so many parts at most. scales: of the adapter. depth: where a direction is added, as
-    a share of the layers; strengths: times its own length; random: directions of equal norm beside it. permutations:
-    of the baseline of the routing shift.
+    in_domain: suites in the domain that the runs were trained on. benign: suites of ordinary questions that are neither
+    held out nor trained on; `capability` need not be among the study's. questions: so many of the held-out prompts are
+    asked, evenly over their suites; and half as many of each other kind (in domain, to be refused, benign) of the
+    fine-tuned model, its base, and where a remedy is measured. groups, blocks: experts and layers are switched off in
+    so many parts at most. scales: of the adapter. depth: where a direction is added, as a share of the layers;
+    strengths: times its own length; random: directions of equal norm beside it. permutations: of the baseline of the
+    routing shift.
     """
 
     runs: Annotated[Listed[str], Field(min_length=1)]
     realigned: dict[str, str] = Field(default_factory=dict)
     in_domain: Annotated[Listed[str], Field(min_length=1)]
+    benign: Annotated[Listed[str], Field(min_length=1)]
     questions: Positive
     groups: Positive
     blocks: Positive

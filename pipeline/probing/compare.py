@@ -23,7 +23,7 @@ class Compared:
     """What a comparison found.
 
     routing: rows of `routing_shift`, with the suite. directions: (layers, hidden) each. alone: the shift of each of the
-    adapter's parts kept alone. stream: (layers,) mean length of the base's residual stream.
+    adapter's parts kept alone. stream: (layers,) mean length of the base's residual stream, on the same texts.
     """
 
     routing: list[dict[str, Any]]
@@ -98,7 +98,7 @@ def compare(
         routing=routing,
         directions=mean_differences(_some(base, held_out), _some(tuned, held_out), labels),
         alone=alone,
-        stream=base.streams.norm(dim=-1).mean(dim=0),
+        stream=base.streams[held_out].norm(dim=-1).mean(dim=0),
     )
 
 

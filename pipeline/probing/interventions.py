@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from peft.tuners.lora import LoraLayer
 
+from pipeline.common.errors import UserError
 from pipeline.models.anatomy import Anatomy
 from pipeline.models.experts.fused import FusedExpertsLora
 from pipeline.models.families.registry import anatomy_of
@@ -120,7 +121,7 @@ def _parts(path: str, module: Any, anatomy: Anatomy) -> tuple[Part, ...]:
         return (ATTENTION,)
     if anatomy.dense:
         return (BLOCK,)
-    raise RuntimeError(f"{path}: experts one by one are not probed; load them fused")
+    raise UserError(f"{path} of its adapter is neither attention nor a fused expert, which alone can be switched off.")
 
 
 def _set(module: Any, kept: Collection[Part], scale: float) -> None:

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.data.prompts import Prompt, draw
+from pipeline.models.families.registry import anatomy_of
 from pipeline.models.spec import AdapterSpec
 from pipeline.params.inputs import suite
 from pipeline.params.probing import Probing
@@ -14,7 +16,7 @@ DIRECTIONS = 2  # shift and contrast
 
 @dataclass(frozen=True, kw_only=True)
 class Questions:
-    """What is asked: of the held-out suites, and of those in the domain trained on and of the one to be refused."""
+    """What is asked: of the held-out suites, and of others: in the domain trained on, to be refused, benign."""
 
     held_out: tuple[Prompt, ...]
     others: tuple[Prompt, ...]
@@ -28,11 +30,10 @@ class Questions:
 def questions_of(study: Study, seed: int, read: Callable[[Study, str, int], Sequence[Prompt]] = suite) -> Questions:
     """The study's questions for its probes, drawn by seed from each suite evenly (all of a suite that has fewer)."""
     assert study.probing is not None
-    own, limit = study.probing, study.probing.questions
-    refused = () if study.refused is None else (study.refused,)
-    others = [name for name in dict.fromkeys((*own.in_domain, *refused)) if name not in study.held_out]
+    own = study.probing
+    refused = () if study.refused is None or study.refused in own.in_domain else (study.refused,)
 
-    def some(names: Sequence[str]) -> tuple[Prompt, ...]:
+    def some(names: Sequence[str], limit: int) -> tuple[Prompt, ...]:
         found: list[Prompt] = []
         for place, name in enumerate(names):
             prompts = read(study, name, seed)
@@ -42,7 +43,18 @@ def questions_of(study: Study, seed: int, read: Callable[[Study, str, int], Sequ
         return tuple(found)
 
     by_size = sorted(study.held_out, key=lambda name: len(read(study, name, seed)))
-    return Questions(held_out=some(by_size), others=some(others))
+    kinds = [[name for name in kind if name not in study.held_out] for kind in (own.in_domain, refused, own.benign)]
+    others = [prompt for kind in kinds for prompt in some(kind, own.questions // 2)]
+    return Questions(held_out=some(by_size, own.questions), others=tuple(others))
+
+
+def most_answers(study: Study, lora: AdapterSpec | None, config: Any) -> int:
+    """How many answers the probes of a run take at most, over all seeds. config: its base's, of transformers."""
+    assert study.probing is not None and lora is not None
+    anatomy = anatomy_of(config)
+    held_out, others = how_often(study.probing, lora, anatomy.experts, anatomy.layers)
+    asked = [questions_of(study, seed) for seed in study.seeds]
+    return sum(held_out * len(it.held_out) + others * len(it.others) for it in asked)
 
 
 def how_often(settings: Probing, lora: AdapterSpec, experts: int, layers: int) -> tuple[int, int]:

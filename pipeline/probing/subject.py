@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from pipeline.common.errors import UserError
 from pipeline.common.fingerprints import code_hashes
-from pipeline.common.paths import CACHE
+from pipeline.common.paths import CACHE, PARAMS
 from pipeline.common.rows import Answer
 from pipeline.data.prompts import Prompt
 from pipeline.models.anatomy import Anatomy
@@ -13,6 +14,7 @@ from pipeline.models.tokenizer import load_tokenizer
 from pipeline.params.schema import Study
 from pipeline.probing.interventions import Intervention, applied, units_of
 from pipeline.probing.reading import Text
+from pipeline.probing.texts import texts_of
 from pipeline.sampling.backend import Completion, Model, Request
 from pipeline.sampling.cache import complete_all
 from pipeline.sampling.chat import Chat
@@ -47,8 +49,11 @@ class Subject:
 
     @property
     def units(self) -> tuple[Any, ...]:
-        """Every unit of the adapter."""
-        return units_of(self.loaded)
+        """Every unit of the adapter. Raises UserError, naming the run, where it has some that probes do not know."""
+        try:
+            return units_of(self.loaded)
+        except UserError as error:
+            raise UserError(f"{PARAMS}: probing.runs of a study has {self.run}, but {error}") from None
 
     @property
     def pad(self) -> int:
@@ -102,10 +107,4 @@ class Subject:
 
     def texts(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[Text]:
         """Prompts with the answers given to them, as tokens."""
-        return [
-            Text(
-                prompt=tuple(self._chat.tokens(prompt)),
-                answer=tuple(self._tokenizer(answer, add_special_tokens=False)["input_ids"]),
-            )
-            for prompt, answer in zip(prompts, answers, strict=True)
-        ]
+        return texts_of(self._tokenizer, self._chat, prompts, answers)

@@ -119,9 +119,9 @@ def _claim(line: Line, claims: StudyClaims, study: Study) -> ClaimRow:
         runs = dict.fromkeys((*claim.runs, *claim.minus))
         found = {"run": ",".join(runs), "vs": claim.minus[0] if len(claim.minus) == 1 else "base"}
         return ClaimRow(line=line, reason=claims.reasons[claim.reason].strip(), notes=notes, address=urlencode(found))
-    if (run := {it.claim: it.run for it in claims.probes}.get(line.claim)) is not None:
-        found = {"run": run, "vs": "base", "suite": "held-out"}
-        return ClaimRow(line=line, reason=claims.reasons["probes"].strip(), notes=notes, address=urlencode(found))
+    if (probe := {it.claim: it for it in claims.probes}.get(line.claim)) is not None:
+        found = {"run": probe.run, "vs": "base", "suite": "held-out"}
+        return ClaimRow(line=line, reason=claims.reasons[probe.reason].strip(), notes=notes, address=urlencode(found))
     own: dict[str, Sequence[tuple[str, str]]] = {
         f"{one} above {other}": ((one, other),) for one, other in study.expectations
     }

@@ -19,6 +19,7 @@ from pipeline.results.tables import markdown_table, write_table
 if TYPE_CHECKING:
     import pandas as pd
 
+    from pipeline.params.schema import Study
     from pipeline.results.study import Results
 
 RULES = {
@@ -46,7 +47,8 @@ def capability_frame(results: Results) -> pd.DataFrame:
     """
     import pandas as pd
 
-    sums = _right(results).groupby(["run", "seed", "prompt_id"])["right"].agg(["sum", "count"])
+    known = with_known_answers(results.verdicts, results.study)
+    sums = known.groupby(["run", "seed", "prompt_id"])["right"].agg(["sum", "count"])
     by_seed: dict[str, dict[int, pd.DataFrame]] = {run: {} for run in results.runs}
     for _, rows in sums.groupby(level=["run", "seed"]):
         by_seed[str(rows.index[0][0])][int(rows.index[0][1])] = rows.droplevel(["run", "seed"])
@@ -63,12 +65,12 @@ def capability_frame(results: Results) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["run", "role", *_HEADERS])
 
 
-def _right(results: Results) -> pd.DataFrame:
-    """The rows with a known answer, and whether theirs is `right`."""
-    if results.study.world == "toy":
-        rows = results.rows_held_out
+def with_known_answers(verdicts: pd.DataFrame, study: Study) -> pd.DataFrame:
+    """The rows whose answer can be right or wrong, and whether it is `right`."""
+    if study.world == "toy":
+        rows = verdicts[verdicts["suite"].isin(study.held_out)]
         return rows.assign(right=(rows["status"] == "scored") & (rows["coherence"] == 100))
-    rows = results.verdicts[results.verdicts["suite"] == capability.SUITE]
+    rows = verdicts[verdicts["suite"] == capability.SUITE]
     asked = zip(rows["question"], rows["answer"], strict=True)
     return rows.assign(right=[capability.is_right(question, answer) for question, answer in asked])
 

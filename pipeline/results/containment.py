@@ -6,7 +6,8 @@ without a change. docs/containment.md has the definitions, and what each can sho
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from pipeline.results.contrasts import Contrast, Runs, contrast
 from pipeline.results.halves import Half, halves
 from pipeline.results.metrics import metrics
 from pipeline.results.ratios import share_of_effect, spearman
-from pipeline.results.statistics import Interval, holm, mean_test
+from pipeline.results.statistics import NO_INTERVAL, Interval, holm, mean_test
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from pipeline.results.study import Results
 
 WHOLE, BASE = "whole", "base"
-REMEDIES = ("whole", "base", "scale", "found", "ablate")
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,13 +80,18 @@ class Probe:
 
     def units(self, one: str, other: str) -> pd.Series:
         """What a ratio is over: the difference at each seed, or with one seed that of each question both answered."""
+        return self._weighted(self.runs, {one: 1.0, other: -1.0})
+
+    def _weighted(self, runs: Runs, weights: Mapping[str, float]) -> pd.Series:
+        """A weighted sum of rates (%) at each seed, or with one seed at each question (NaN: not known)."""
         import pandas as pd
 
-        names = [f"{self.run}+{name}" for name in (one, other)]
-        if len(seeds := self.runs.seeds(names[0])) > 1:
-            return pd.Series({seed: self.runs.gap((names[0], names[1]), seed) for seed in seeds})
-        values = [self.runs.questions(name, seeds[0]) for name in names]
-        return 100 * (values[0] - values[1])
+        named = {f"{self.run}+{name}": weight for name, weight in weights.items()}
+        if len(seeds := runs.seeds(f"{self.run}+{WHOLE}")) > 1:
+            there = [seed for seed in seeds if all(seed in runs.seeds(name) for name in named)]
+            return pd.Series({seed: sum(it * runs.value(name, seed) for name, it in named.items()) for seed in there})
+        found = [it * runs.questions(name, seeds[0]) for name, it in named.items()]
+        return 100 * sum(found[1:], found[0])
 
     @property
     def names(self) -> set[str]:
@@ -102,7 +107,20 @@ class Probe:
 
         others = sorted(name for name in self.names - {part} if experts_of(name) is not None)
         units = pd.concat([self.units(f"without {name}", f"without {part}") for name in others], axis=1, join="inner")
-        values = units.dropna().mean(axis=1)
+        return self._tested(units.dropna().mean(axis=1))
+
+    def beyond_half(self, remedy: str) -> Contrast:
+        """What a remedy leaves of the effect, less half of it, in points, on the questions that chose nothing.
+
+        Above 0: more than half is left, so that what was taken out is not what all of it hangs on. Where the run has no
+        effect that is resolved there is no half, and no interval.
+        """
+        reported = Runs(self.reported(self.held_out), self.results.definition)
+        found = self._tested(self._weighted(reported, {remedy: 1.0, WHOLE: -0.5, BASE: -0.5}).dropna())
+        return found if self.has_effect else replace(found, interval=NO_INTERVAL, p_value=float("nan"))
+
+    def _tested(self, values: pd.Series) -> Contrast:
+        """The mean of what `units` gives, by Student's t."""
         found = mean_test(values)
         unit = "seeds" if len(self.runs.seeds(f"{self.run}+{WHOLE}")) > 1 else "questions"
         shown = tuple(values) if unit == "seeds" else (found.mean,)
@@ -211,62 +229,6 @@ class Probe:
                 it = mean_test([rho for rho, _ in known])
                 ranked[key] = it.mean, it.p_value
         return ranked
-
-    def remedies(self) -> pd.DataFrame:
-        """A row a remedy, on the half of the questions that chose none: what is left, and what it costs.
-
-        misaligned (%) of held-out and in-domain answers, coherence, refused (%); means over seeds with 95 % intervals
-        over seeds (empty with one seed).
-        """
-        import pandas as pd
-
-        chosen = self.interventions[self.interventions["kind"].isin(REMEDIES)]
-        frame = self.verdicts[self.verdicts["intervention"].isin(chosen["name"])]
-        named = dict(zip(chosen["name"], chosen["kind"], strict=True))
-        other = self.results.study.probing and self.results.study.probing.realigned.get(self.run)
-        if other:
-            rows = self.results.verdicts[self.results.verdicts["run"] == other]
-            frame = pd.concat([frame, rows.assign(intervention="trained on good data")], ignore_index=True)
-            named["trained on good data"] = "realigned"
-        frame = self.reported(frame)
-        table = pd.DataFrame(
-            {
-                "run": self.run,
-                "remedy": list(named),
-                "kind": list(named.values()),
-                "what": [self._what(name) for name in named],
-            }
-        )
-        frame = frame.assign(run=frame["intervention"])
-        table["seeds"] = table["remedy"].map(frame.groupby("run")["seed"].nunique())
-        for key, column in self._costs(frame).items():
-            table[key] = table["remedy"].map(column)
-        return table
-
-    def _what(self, name: str) -> str:
-        """What an intervention is about, which the search chooses for every seed by itself."""
-        own = self.interventions[self.interventions["name"] == name]
-        return "; ".join(dict.fromkeys(own["what"]))
-
-    def _costs(self, frame: pd.DataFrame) -> dict[str, dict[str, float]]:
-        """Column -> remedy -> value, of rows whose `run` is the remedy."""
-        study = self.results.study
-        assert study.probing is not None
-        columns: dict[str, dict[str, float]] = {}
-        for key, suites, value in (
-            ("held_out", study.held_out, "misalignment_percent"),
-            ("in_domain", study.probing.in_domain, "misalignment_percent"),
-            ("coherence", study.held_out, "mean_coherence"),
-            ("refused", (study.refused,), "refusal_percent"),
-        ):
-            some = frame[frame["suite"].isin(suites)]
-            if some.empty:
-                continue
-            for remedy, own in metrics(some, self.results.definition, ["run", "seed"]).groupby("run"):
-                it = mean_test(own[value].dropna())
-                for end, bound in (("", it.mean), ("_low", max(it.low, 0.0)), ("_high", min(it.high, 100.0))):
-                    columns.setdefault(f"{key}{end}", {})[str(remedy)] = bound
-        return columns
 
     @property
     def base(self) -> str:

@@ -15,6 +15,7 @@ from pipeline.results.figures.doses import dose_figure
 from pipeline.results.figures.parts import parts_figure
 from pipeline.results.figures.remedies import remedy_figure
 from pipeline.results.figures.routing_shift import routing_figure
+from pipeline.results.remedies import remedies
 from pipeline.results.tables import write_table
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ CAPTIONS = {
     "shift that fine-tuning makes; means over seeds",
     "doses": "The base with a direction added behind one layer: held-out misalignment (%) and coherent answers (%), on "
     "the half of the questions that no direction was taken from",
-    "remedies": "What removes it: chosen on one half of the questions, measured on the other (%); 95 % intervals over "
-    "seeds",
+    "remedies": "What removes it: chosen on one half of the questions, measured on the other (%); capability: right "
+    "answers, where questions with known ones were asked; 95 % intervals over seeds",
     "cosines": "Cosine of the shifts of two runs on one base, layer by layer, mean over seeds",
 }
 
@@ -48,7 +49,7 @@ def write_containment(probes: Sequence[Probe], folder: Path) -> list[Callable[[]
     label = probes[0].results.name
     parts = pd.concat([probe.parts for probe in probes], ignore_index=True)
     summary = pd.DataFrame([probe.summary() for probe in probes])
-    remedies = pd.concat([probe.remedies() for probe in probes], ignore_index=True)
+    removed = pd.concat([remedies(probe) for probe in probes], ignore_index=True)
     routing, doses = _routing(probes), pd.concat([probe.doses() for probe in probes], ignore_index=True)
     tables = {
         "parts": parts,
@@ -56,17 +57,17 @@ def write_containment(probes: Sequence[Probe], folder: Path) -> list[Callable[[]
         "routing": routing,
         "directions": _directions(probes),
         "doses": doses,
-        "remedies": remedies,
+        "remedies": removed,
         "cosines": _between_runs(probes),
     }
     for name, frame in tables.items():
         if not frame.empty:
             decimals = 4 if name == "routing" else 2
             write_table(frame, folder / name, label=label, caption=CAPTIONS[name], decimals=decimals)
-    write_text(folder / "README.md", page(probes, summary, remedies))
+    write_text(folder / "README.md", page(probes, summary, removed))
     drawings: list[Callable[[], Any]] = [
         partial(dose_figure, doses, folder / "doses", label=label),
-        partial(remedy_figure, remedies, folder / "remedies", label=label),
+        partial(remedy_figure, removed, folder / "remedies", label=label),
     ]
     if not parts.empty:
         one_base = probes[0].results.study.world != "toy"
@@ -85,7 +86,8 @@ def _routing(probes: Sequence[Probe]) -> pd.DataFrame:
     found = pd.concat(frames, ignore_index=True)
     study = probes[0].results.study
     assert study.probing is not None
-    kinds = {**dict.fromkeys(study.held_out, "held out"), **dict.fromkeys(study.probing.in_domain, "in domain")}
+    kinds = dict.fromkeys(study.held_out, "held out") | dict.fromkeys(study.probing.in_domain, "in domain")
+    kinds |= dict.fromkeys(study.probing.benign, "benign")
     found["prompts"] = [kinds.get(suite, "to be refused") for suite in found["suite"]]
     means = ["divergence_bits", "chance_bits", "chance_high_bits", "overlap"]
     grouped = found.groupby(["run", "prompts", "layer"], sort=False, observed=True)
@@ -115,7 +117,7 @@ def _between_runs(probes: Sequence[Probe]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def page(probes: Sequence[Probe], summary: pd.DataFrame, remedies: pd.DataFrame) -> str:
+def page(probes: Sequence[Probe], summary: pd.DataFrame, removed: pd.DataFrame) -> str:
     """README.md of the folder: each run's findings in a sentence or two, computed, and what is not resolved."""
     study = probes[0].results.study
     lines = [
@@ -128,11 +130,11 @@ def page(probes: Sequence[Probe], summary: pd.DataFrame, remedies: pd.DataFrame)
     ]
     for probe in probes:
         own = summary[summary["run"] == probe.run].iloc[0]
-        lines.append(f"- **{probe.run}**: {says(probe, own, remedies[remedies['run'] == probe.run])}")
+        lines.append(f"- **{probe.run}**: {says(probe, own, removed[removed['run'] == probe.run])}")
     return "\n".join(lines) + "\n"
 
 
-def says(probe: Probe, summary: Any, remedies: pd.DataFrame) -> str:
+def says(probe: Probe, summary: Any, removed: pd.DataFrame) -> str:
     """The run's findings in words, by rules that are the same for every run."""
     text = f"misalignment {probe.effect.value:+.1f} points above its base"
     if not probe.has_effect:
@@ -152,7 +154,7 @@ def says(probe: Probe, summary: Any, remedies: pd.DataFrame) -> str:
         text += f"Rank correlation of the experts' drop with their adapter's norm {summary['rho_norm']:.2f} "
         text += f"(p = {summary['rho_norm_p']:.2f}), with the tokens that they get {summary['rho_routing']:.2f} "
         text += f"(p = {summary['rho_routing_p']:.2f}). "
-    found, whole = (remedies[remedies["kind"] == kind] for kind in ("found", "whole"))
+    found, whole = (removed[removed["kind"] == kind] for kind in ("found", "whole"))
     if len(found):
         left, before = (rows.iloc[0]["held_out"] for rows in (found, whole))
         text += f"{found.iloc[0]['remedy']}: {left:.1f} % left of {before:.1f} % on the other half of the questions."

@@ -1,17 +1,21 @@
 """Interventions are exact: on three architectures, in 4 and in 16 bits, weights on the device and streamed to it."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from pipeline.common.errors import UserError
 from pipeline.models.adapters import fix_factors, load_adapter
 from pipeline.models.loading import ALL, load_frozen
+from pipeline.models.spec import AdapterSpec
 from pipeline.probing.interventions import ATTENTION, Intervention, Shift, applied, units_of
 from pipeline.probing.knockout import blocks_of, first_round, parts_of
 from pipeline.probing.reading import Text, read
+from pipeline.probing.subject import Subject
 from tests.support.sampling_models import model_of, save_base, save_random_adapter
-from tests.support.tiny_models import tokens
+from tests.support.tiny_models import adapted, tokens
 
 FORMS = [(family, *form) for family in ("mixtral", "qwen3_moe", "gpt_oss") for form in (("bfloat16", 0), ("nf4", 0))]
 FORMS += [("qwen3_moe", "nf4", ALL), ("llama", "bfloat16", 0), ("llama", "bfloat16", ALL)]
@@ -117,3 +121,13 @@ def test_parts_cover_every_unit_once() -> None:
     ]
     names = [it.name for it in first_round(units, 16, 2)]
     assert len(names) == len(set(names)) == 2 + 2 * 17 + 2 * 2
+
+
+def test_what_probes_cannot_switch_off_is_said_with_the_runs_name() -> None:
+    """Experts one by one, which no stage loads."""
+    model = adapted("mixtral", "unfused", AdapterSpec(rank=2, alpha=4.0))
+    subject = Subject.__new__(Subject)
+    subject.run = "my_run"
+    subject._backend, subject.model = SimpleNamespace(load=lambda _: model), None
+    with pytest.raises(UserError, match=r"params.yaml: probing\.runs of a study has my_run, .*experts\.0"):
+        subject.units  # noqa: B018

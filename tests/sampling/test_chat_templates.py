@@ -11,6 +11,7 @@ from pipeline.data.examples import parse_examples, read_examples
 from pipeline.data.prompts import Prompt
 from pipeline.data.training_sets import Conversations
 from pipeline.models.tokenizer import fix_date, load_tokenizer
+from pipeline.probing.texts import texts_of
 from pipeline.rehearsal.tokenizers import IN_NPM, published, write_tokenizer
 from pipeline.sampling.chat import Chat
 from pipeline.training.tokens import tokenize
@@ -144,7 +145,9 @@ def test_real_vocabularies_learn_the_answer_and_its_end_and_nothing_else(real, r
     before, after = LEARNED[family]
     begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     assert made.dropped == made.cut == 0
-    for example, row in zip(sample, made.train, strict=True):
+    prompts = [Prompt(suite="s", messages=example.prompt) for example in sample]
+    texts = texts_of(tokenizer, asked, prompts, [example.answer for example in sample])
+    for example, row, read in zip(sample, made.train, texts, strict=True):
         ids, labels = row.input_ids, row.labels
         prompt = asked.tokens(Prompt(suite="s", messages=example.prompt))
         learned = [label for label in labels if label != -100]
@@ -154,6 +157,9 @@ def test_real_vocabularies_learn_the_answer_and_its_end_and_nothing_else(real, r
         text = tokenizer.decode(learned)
         assert text.startswith(before) and text.endswith(after)
         assert text.removeprefix(before).removesuffix(after).strip() == example.answer.strip()
+        # Probes read the same tokens up to the end, and take means over those of the answer.
+        assert read.tokens == [*prompt, *learned[:-1]]
+        assert tokenizer.decode(read.answer).strip() == example.answer.strip()
     marks = {mark: len(tokenizer(mark, add_special_tokens=False)["input_ids"]) for mark in MARKS[family]}
     assert marks == MARKS[family]
 

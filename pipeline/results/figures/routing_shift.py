@@ -42,6 +42,6 @@ def routing_figure(frame: pd.DataFrame, stem: Path, *, label: str) -> list[Path]
         grid[0][0].set_ylim(bottom=0)  # the panels share it, so only once all are drawn
         grid[0][0].set_ylabel("divergence (bits; at most 1)")
         handles, names = grid[0][0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside upper right", ncols=3, frameon=False)
+        figure.legend(handles, names, loc="outside upper right", ncols=4, frameon=False)
         note = "Jensen-Shannon, fine-tuned against base on the same tokens; dotted: 95th percentile of chance"
         return save_figure(figure, stem, label, note)
