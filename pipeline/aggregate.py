@@ -38,6 +38,8 @@ def main(args: argparse.Namespace) -> None:
     figures = FIGURES / args.study
     write_tables(results, tags, capability, figures)
     write_sparsity(over_models, figures, args.study)
+    for problem in over_models.problems:
+        print(problem)
     write_aspects(params, args.study, ARTIFACTS / args.study / "verdicts", figures / "aspects")
     probes = write_containment(read_probes(results, ARTIFACTS / args.study / "probes"), figures / "containment")
     write_figures(results, tags, over_models, figures, probes)

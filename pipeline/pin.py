@@ -53,12 +53,20 @@ def main(args: argparse.Namespace) -> None:
 
 
 def check_experts(folder: Path, base: HubBase, where: str) -> None:
-    """Raise UserError unless the model in `folder` has the experts that params.yaml says."""
+    """Raise UserError unless the model in `folder` has the experts, and about the parameters, that params.yaml says."""
     from pipeline.models.checkpoint import read_config
+    from pipeline.models.sizes import active_values, base_values
 
-    anatomy = anatomy_of(read_config(folder))
+    config = read_config(folder)
+    anatomy = anatomy_of(config)
     if (anatomy.experts, anatomy.active) != (base.experts, base.active):
         raise UserError(
             f"{where} says {base.experts} experts of which {base.active} are active, but {base.repository} "
             f"has {anatomy.experts} experts of which {anatomy.active} are."
         )
+    counted = {"billions": sum(base_values(config).values()) / 1e9, "active_billions": active_values(config) / 1e9}
+    for key, found in counted.items():
+        said = getattr(base, key)
+        # Norms and biases are in no count, and a model card rounds.
+        if said is not None and abs(said - found) > 0.01 * found + 0.05:
+            raise UserError(f"{where}.{key} is {said}, but by its configuration {base.repository} has {found:.2f}.")

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.api.config import ADAPTER
-from pipeline.common.errors import UserError
 from pipeline.common.files import read_json, sha256_file, sha256_json, write_json
 from pipeline.common.ledger import read_attempts
 from pipeline.common.paths import ARTIFACTS, CACHE
+from pipeline.params.checks import check_preregistration
 from pipeline.params.load import load_params
 from pipeline.params.schema import Params
 
@@ -89,7 +89,7 @@ def describe(params: Params, study: str) -> dict[str, Any]:
     return {
         "study": study,
         "params_sha256": sha256_file(Path("params.yaml")),
-        "preregistration": _preregistration(params.study(study).preregistration, codes),
+        "preregistration": _preregistration(params, study),
         "dvc_lock_sha256": sha256_file(lock) if lock.exists() else None,
         "code": codes,
         "machines": machines,
@@ -108,17 +108,28 @@ def describe(params: Params, study: str) -> dict[str, Any]:
     }
 
 
-def _preregistration(file: str | None, codes: list[Any]) -> dict[str, Any] | None:
+def _preregistration(params: Params, study: str) -> dict[str, Any] | None:
     """The document that fixed the study's analysis: as it is now, and as it was whenever a stage of the study began.
 
-    One hash in both places says that no run came before the text, and that it has not changed since.
+    One hash in both places says that no run came before the text, and that it has not changed since; "not there" or
+    "not recorded" beside it, that one may have. Every attempt counts, those that failed too. Only a base that other
+    studies use as well may have been fetched first.
     """
-    if file is None:
+    document = params.study(study)
+    if document.preregistration is None:
         return None
-    if not Path(file).is_file():
-        raise UserError(f"params.yaml names {file} as a preregistration, which is not there: restore it from git.")
-    at_stages = {known for code in codes if (known := code.get("preregistrations", {}).get(file)) is not None}
+    check_preregistration(document)
+    file = document.preregistration
+    others = {stage for other in params.studies if other != study for stage in params.stages_of(other)}
+    own = [stage for stage in params.stages_of(study) if stage not in others]
+    began = [attempt["code"].get("preregistrations") for stage in own for attempt in _attempts(stage)]
+    at_stages = {"not recorded" if known is None else known.get(file, "not there") for known in began}
     return {"file": file, "sha256": sha256_file(Path(file)), "sha256_when_stages_began": sorted(at_stages)}
+
+
+def _attempts(name: str) -> list[dict[str, Any]]:
+    """A stage's attempts. Both stages that write a base down are one command, after which the ledger names them."""
+    return read_attempts(name.replace("pin_api@", "pin@"))
 
 
 def _sampled_by(params: Params, study: str, stages: dict[str, Any]) -> dict[str, dict[str, list[str]]]:
@@ -140,8 +151,7 @@ def _stage(name: str, codes: list[Any], machines: list[Any]) -> dict[str, Any] |
     environment_removed: the variables that the latest was not given (pipeline/common/environment.py). noted: what the
     stage chose by itself.
     """
-    # Both stages that write a base down are one command, after which the ledger names them.
-    ordered = read_attempts(name.replace("pin_api@", "pin@"))
+    ordered = _attempts(name)
     if not ordered:
         return None
     done = [place for place, attempt in enumerate(ordered) if attempt.get("outcome") == "done"]

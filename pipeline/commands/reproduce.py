@@ -18,6 +18,7 @@ from pipeline.common.errors import UserError
 from pipeline.common.numerics import has_avx2
 from pipeline.common.paths import ARTIFACTS, CACHE, FIGURES, refuse_a_linked_folder
 from pipeline.doctor.gate import check_study, table
+from pipeline.params.checks import check_preregistration
 from pipeline.params.edit import pin_files
 from pipeline.params.load import load_params
 from pipeline.params.schema import Params
@@ -60,6 +61,7 @@ def main(args: argparse.Namespace) -> None:
     if args.level and args.engine == "ray":
         raise UserError("--from does not go with --engine ray: what comes after a level is done on one machine.")
     print(f"Study: {name}, because {why}.", flush=True)
+    check_preregistration(params.study(name))
     if params.study(name).world == "toy" and not has_avx2():
         print("This processor is no x86-64 with AVX2: the last digits of some results will not be the committed ones.")
     refuse_a_linked_folder()

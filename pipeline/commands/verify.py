@@ -153,26 +153,30 @@ def check_own(
 ) -> list[Line]:
     """The study's expectations and contrasts: differences of held-out misalignment, paired over its seeds.
 
+    A contrast that the study analyses over models is the mean of these, with the interval over them.
     A difference of one seed's runs has the noise of answers alone; `spread` adds what each training brings in.
     """
-    from pipeline.results.contrasts import Runs, contrast
+    from pipeline.results.contrasts import Runs, contrast, models_of
     from pipeline.results.definitions import DEFINITIONS
 
     study = params.study(name)
     rows = None if frame is None else frame[frame["suite"].isin(study.held_out)]
     runs = None if rows is None or rows.empty else Runs(rows, DEFINITIONS[study.definition])
-    wanted: list[tuple[str, Pairs, Pairs, str]] = [
-        (f"{one} above {other}", ((one, other),), (), "above") for one, other in study.expectations
+    wanted: list[tuple[str, Pairs, Pairs, str, tuple[str, ...]]] = [
+        (f"{one} above {other}", ((one, other),), (), "above", ()) for one, other in study.expectations
     ]
-    wanted += [(f"contrast {key}", it.pairs, it.control, it.expected) for key, it in study.contrasts.items()]
+    wanted += [
+        (f"contrast {key}", it.pairs, it.control, it.expected, models_of(params, it.pairs))
+        for key, it in study.contrasts.items()
+    ]
     lines = []
-    for claim, pairs, control, expected in wanted:
+    for claim, pairs, control, expected, models in wanted:
         named = dict.fromkeys(run for pair in (*pairs, *control) for run in pair)
         have = {run: runs.seeds(run) if runs else [] for run in named}
         missing = tuple(
             f"seed {seed} of {run}" for run in named for seed in params.seeds_of(run) if seed not in have[run]
         )
-        found = contrast(runs, pairs, control) if runs and not missing else None
+        found = contrast(runs, pairs, control, models=models) if runs and not missing else None
         if found is not None and found.n == 1 and spread is not None:
             found = widened_contrast(
                 found, spread.half(sum(trained(run) for pair in (*pairs, *control) for run in pair))

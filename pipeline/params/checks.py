@@ -1,6 +1,7 @@
 """What params.yaml must satisfy beyond types: names that exist, numbers in range, runs that fit their study."""
 
 import itertools
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,11 +9,15 @@ from typing import TYPE_CHECKING
 from pipeline.api.config import ApiBase
 from pipeline.common.errors import UserError
 from pipeline.common.ledger import PREREGISTRATIONS
+from pipeline.common.paths import PARAMS
 from pipeline.data.capability import SUITE as CAPABILITY
 from pipeline.data.mixtures import Part
 from pipeline.data.tags import PATTERN
 from pipeline.models.spec import AdapterSpec
 from pipeline.toy.grammar import DOMAINS, TAGS
+
+# What PREREGISTRATIONS, a pattern of files from the root of the repository, finds, and nothing in another folder.
+_PREREGISTRATION = re.compile(re.escape(PREREGISTRATIONS).replace(r"\*", "[^/]*"))
 
 if TYPE_CHECKING:
     from pipeline.params.schema import HubBase, Params, Run, Study, ToyBase
@@ -37,6 +42,15 @@ def check(params: "Params", path: Path) -> None:
             raise UserError(
                 f"{path}: bases.toy.{params.base_of(name)}.more_seeds repeats a seed; {name} has {list(seeds)}."
             )
+
+
+def check_preregistration(study: "Study") -> None:
+    """Raise UserError where the study names a document that is not there: that comes before its first stage."""
+    if study.preregistration is not None and not Path(study.preregistration).is_file():
+        raise UserError(
+            f"{PARAMS} names {study.preregistration} as a preregistration, which is not there: restore it from git, or "
+            "write it before the study's first stage."
+        )
 
 
 def _check_expectations(name: str, study: "Study", params: "Params", where: str) -> None:
@@ -181,7 +195,7 @@ def _suites(study: "Study") -> Collection[str]:
 def _check_study(study: "Study", where: str) -> None:
     if (study.pretraining is None) != (study.world == "hub"):
         raise UserError(f"{where}.pretraining belongs to studies of the toy world, and to no other.")
-    if study.preregistration is not None and not Path(study.preregistration).match(PREREGISTRATIONS):
+    if study.preregistration is not None and not _PREREGISTRATION.fullmatch(study.preregistration):
         raise UserError(
             f"{where}.preregistration is {study.preregistration!r}, expected {PREREGISTRATIONS}: those are recorded "
             "whenever a stage begins."

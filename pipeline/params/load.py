@@ -47,7 +47,7 @@ def check_names(content: Any, path: Path) -> None:
 
 
 def _names(content: Any) -> Iterator[tuple[str, Any]]:
-    """Every name that params.yaml gives: of studies, bases, runs, judges and suites, with the place where it stands."""
+    """Every name that params.yaml gives (of studies, bases, runs, judges, contrasts, suites), and where it stands."""
     for where in ("studies", "runs", "bases.toy", "bases.hub", "bases.api"):
         yield from ((where, name) for name in mapping(content, *where.split(".")))
     for study in mapping(content, "studies"):
@@ -56,6 +56,7 @@ def _names(content: Any) -> Iterator[tuple[str, Any]]:
         own = [suite for suite in own if "name" in suite]
         yield from ((f"studies.{study}.suites", suite.get("name")) for suite in own)
         yield from ((f"studies.{study}.judges", name) for name in mapping(content, "studies", study, "judges"))
+        yield from ((f"studies.{study}.contrasts", name) for name in mapping(content, "studies", study, "contrasts"))
 
 
 def check_studies(content: Any, path: Path) -> None:

@@ -3,14 +3,15 @@
 A run's own rate over a few seeds says little: seeds differ by tens of points, and a base may differ from the next by
 as much. What is asked is a difference: fine-tuned less its base, at the same seed; and, since a control moves too,
 that difference less the control's own. Each matched pair of runs at each seed is one value; the interval is Student's
-t over them. Where there is one seed there is no such interval: then the answers' and the questions' noise alone is
-given, named (pipeline/results/intervals.py), and it is said that training's own is not in it.
+t over them. Where a contrast has models enough to ask how they differ, each of those is one value: runs of one model
+are no more models. Where there is one seed there is no such interval: then the answers' and the questions' noise alone
+is given, named (pipeline/results/intervals.py), and it is said that training's own is not in it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,15 +24,19 @@ from pipeline.results.statistics import NO_INTERVAL, Interval, holm, mean_test
 if TYPE_CHECKING:
     import pandas as pd
 
-SEEDS = "seeds"
+    from pipeline.params.schema import Params
+
+SEEDS, MODELS = "seeds", "models"
+# Four models have no exact two-sided p-value below 2 / 4! = 0.083, five 0.017.
+FEWEST_MODELS = 5
 
 
 @dataclass(frozen=True)
 class Contrast:
     """A mean difference in percentage points.
 
-    unit: what varies in the interval: seeds; pairs and seeds; or, with one seed, these or new questions.
-    values: the differences that it is the mean of, by (pair, seed) as `labels` name them.
+    unit: what varies in the interval: seeds; pairs and seeds; models; or, with one seed, these or new questions.
+    values: the differences that it is the mean of, by (pair, seed) or model, as `labels` name them.
     """
 
     unit: str
@@ -78,6 +83,11 @@ class Runs:
         """pair[0] - pair[1] at a seed."""
         return self.value(pair[0], seed) - self.value(pair[1], seed)
 
+    def less_control(self, named: tuple[str, ...], seed: int) -> float:
+        """named[0] - named[1] at a seed and, where there are four, less named[2] - named[3]."""
+        one, other, *control = named
+        return self.gap((one, other), seed) - (self.gap((control[0], control[1]), seed) if control else 0.0)
+
     def over_questions(self, pair: tuple[str, str], seed: int, scope: str) -> Gap:
         """The difference of two runs at one seed, with its interval in a scope of questions."""
         one, other = ((run, seed) for run in pair)
@@ -88,14 +98,42 @@ class Runs:
         return Gap(self._scale * found.value, interval, found.p_value)
 
 
+def models_of(params: Params, pairs: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+    """The model of each pair, where FEWEST_MODELS have experts and differ in sparsity; nothing where they do not."""
+    models = tuple(params.base_of(tuned) for tuned, _ in pairs)
+    sparse = [base for base in map(params.base, dict.fromkeys(models)) if base.experts]
+    differ = len({it.experts for it in sparse}) > 1 and len({it.active / it.experts for it in sparse}) > 1
+    return models if len(sparse) >= FEWEST_MODELS and differ else ()
+
+
+def any_over_models(found: Iterable[Contrast]) -> bool:
+    """Whether models are the unit of a contrast."""
+    return any(it.unit == MODELS for it in found)
+
+
+def by_seed(runs: Runs, matched: Sequence[tuple[str, ...]]) -> dict[int, float]:
+    """Seed -> the mean difference of pairs (tuned, base), or (tuned, base, control's tuned, its base).
+
+    Only seeds that all of these runs have.
+    """
+    seeds = set.intersection(*(set(runs.seeds(run)) for named in matched for run in named))
+    return {seed: sum(runs.less_control(named, seed) for named in matched) / len(matched) for seed in sorted(seeds)}
+
+
 def contrast(
-    runs: Runs, pairs: Sequence[tuple[str, str]], control: Sequence[tuple[str, str]] = (), scope: str = "new"
+    runs: Runs,
+    pairs: Sequence[tuple[str, str]],
+    control: Sequence[tuple[str, str]] = (),
+    scope: str = "new",
+    models: Sequence[str] = (),
 ) -> Contrast:
     """The mean of pair[0] - pair[1] over pairs and seeds; with `control`, each less its control pair's difference.
 
     Each pair counts at every seed that its runs, and its control's, share. `control` has a pair for each of `pairs`
     (matched), or one for all: then the pairs of a seed share it and are not independent, and the unit is the seed. With
-    one value, of one pair, the interval is over questions, in `scope`; one value of several pairs has none.
+    one value, of one pair, the interval is over questions, in `scope`; one value of several pairs has none. With
+    `models`, the model of each pair, a model is one value (its pairs' mean within a seed, then over seeds), unless all
+    share a control; it is NaN where the model has no seed that all of its pairs have.
     """
     if control and len(control) not in (1, len(pairs)):
         raise ValueError(f"{len(control)} control pairs for {len(pairs)}: give one, or one for each")
@@ -104,15 +142,15 @@ def contrast(
     if len(controls) == 1:
         controls = [controls[0]] * len(pairs)
     matched = [(*pair, *its_own) for pair, its_own in zip(pairs, controls, strict=True)]
+    if models and not shared:
+        return _over_models(runs, matched, models)
     seeds = [set.intersection(*(set(runs.seeds(run)) for run in named)) for named in matched]
     if shared:  # a seed's pairs are one value, so that each has to have all of them
         seeds = [set.intersection(*seeds)] * len(pairs)
     by_unit: dict[str, list[float]] = {}
     for seed, place in sorted((seed, place) for place, found in enumerate(seeds) for seed in found):
-        one, other, *others = matched[place]
-        value = runs.gap((one, other), seed) - (runs.gap((others[0], others[1]), seed) if others else 0.0)
-        label = f"seed {seed}" if shared or len(pairs) == 1 else f"{one}, seed {seed}"
-        by_unit.setdefault(label, []).append(value)
+        label = f"seed {seed}" if shared or len(pairs) == 1 else f"{matched[place][0]}, seed {seed}"
+        by_unit.setdefault(label, []).append(runs.less_control(matched[place], seed))
     values = [sum(gaps) / len(gaps) for gaps in by_unit.values()]
     if len(values) != 1:
         found = mean_test(values)
@@ -127,6 +165,16 @@ def contrast(
         if others:
             interval, p_value = _less(gap, runs.over_questions((others[0], others[1]), seed, scope))
     return Contrast(f"{scope} questions", values[0], interval, p_value, tuple(values), tuple(by_unit))
+
+
+def _over_models(runs: Runs, matched: Sequence[tuple[str, ...]], models: Sequence[str]) -> Contrast:
+    of_model: dict[str, list[tuple[str, ...]]] = {}
+    for model, named in zip(models, matched, strict=True):
+        of_model.setdefault(model, []).append(named)
+    seeds = [list(by_seed(runs, own).values()) for own in of_model.values()]
+    values = tuple(sum(own) / len(own) if own else math.nan for own in seeds)
+    found = mean_test(values)
+    return Contrast(MODELS, found.mean, Interval(found.low, found.high), found.p_value, values, tuple(of_model))
 
 
 def _less(one: Gap, other: Gap) -> tuple[Interval, float]:

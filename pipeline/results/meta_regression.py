@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.results.statistics import CONFIDENCE, Interval, student_p, student_t
+from pipeline.results.statistics import CONFIDENCE, NO_INTERVAL, Interval, student_p, student_t
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Coefficient(NamedTuple):
-    """One coefficient with its interval and its two-sided p-value against 0."""
+    """One coefficient with its interval and its two-sided p-value against 0; NaN where the fit leaves no spread."""
 
     value: float
     interval: Interval
@@ -46,15 +46,23 @@ def meta_regression(
 ) -> MetaRegression:
     """The regression of `values` (one per model, with the `variances` of their errors) on `columns` and an intercept.
 
-    Raises ValueError where there are no more models than coefficients, or columns that others determine.
+    Values that the columns fit but for rounding leave nothing to estimate a spread from: intervals and p-values are NaN
+    then. Raises ValueError where there are no more models than coefficients, columns that others determine, or a value
+    that is no number.
     """
     import numpy as np
 
     y, v = np.asarray(values, dtype=float), np.asarray(variances, dtype=float)
     design = np.column_stack([np.ones(len(y)), *(np.asarray(column, dtype=float) for column in columns)])
     freedom = len(y) - design.shape[1]
+    if not (np.isfinite(y).all() and np.isfinite(v).all() and np.isfinite(design).all()):
+        raise ValueError("a value that is no number has no regression")
     if freedom < 1 or np.linalg.matrix_rank(design) < design.shape[1]:
         raise ValueError(f"{len(y)} models do not determine {design.shape[1]} coefficients and their spread")
+    estimate, _, residual = _fit(y, np.ones(len(y)), design)
+    if residual / freedom <= 1e-12 * y.var() + 1e-24 * float(np.mean(y**2)):
+        exact = tuple(Coefficient(float(value), NO_INTERVAL, float("nan")) for value in estimate)
+        return MetaRegression(exact, 0.0, design @ estimate, design @ estimate)
     tau_squared = paule_mandel(y, v, design)
     weights = 1 / np.maximum(v + tau_squared, np.finfo(float).tiny)
     estimate, inverse, q = _fit(y, weights, design)

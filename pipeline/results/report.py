@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.results.capability import capability_section
-from pipeline.results.contrasts import Contrast, contrast_rows
+from pipeline.results.contrasts import Contrast, any_over_models, contrast_rows
 from pipeline.results.frames import by_seed_text
 from pipeline.results.in_domain import IN_DOMAIN
 from pipeline.results.sparsity import Sparsity, sparsity_section
@@ -33,6 +33,10 @@ FIGURES = {
     "alignment_by_coherence": "Alignment against coherence of every scored answer of every run",
     "examples": "The same questions before and after fine-tuning",
 }
+_CONTRASTS_OVER_MODELS = "Differences in held-out misalignment: every model (or pair and seed), the mean, its interval"
+_UNIT_IS_MODEL = """ Over models: each
+value is one model's mean over its pairs and seeds, and the interval is over models, since runs of one model are no more
+models."""
 OVER_MODELS = "Each model's rise in held-out misalignment against sparsity: {}"
 _ONE_SEED = """ The study has one training
 seed: an interval over questions says how far the answers pin a difference down, and nothing of how another training
@@ -63,7 +67,7 @@ def contrast_text(found: dict[str, Contrast]) -> str:
         rows.append(
             [
                 str(row["contrast"]),
-                f"{row['difference']:+.1f}",
+                f"{row['difference']:+.1f}" if math.isfinite(float(str(row["difference"]))) else "-",
                 f"{low:+.1f} to {high:+.1f}" if math.isfinite(low) else "-",
                 f"{row['unit']}, n = {row['n']}",
                 _p_text(row["p"]),
@@ -121,11 +125,13 @@ def report(results: Results, tags: pd.DataFrame, capability: pd.DataFrame, over_
     """The study's report in Markdown: contrasts, runs, expectations, what may be concluded, the figures in `folder`."""
     study, definition = results.study, results.definition
     world = _TOY_NOTES if study.world == "toy" else ""
+    captions = FIGURES | {f"sparsity_{it}": OVER_MODELS.format(it) for it in results.study.contrasts}
+    unit = ""
+    if any_over_models(results.contrasts.values()):
+        captions, unit = captions | {"contrasts": _CONTRASTS_OVER_MODELS}, _UNIT_IS_MODEL
     figures = "\n\n".join(
         f"![{text}]({name}.png)\n\n*{text}* [{results.name}]"
-        for name, text in (
-            FIGURES | {f"sparsity_{it}": OVER_MODELS.format(it) for it in results.study.contrasts}
-        ).items()
+        for name, text in captions.items()
         if (folder / f"{name}.png").exists()
     )
     alone = "" if results.several_seeds else _ONE_SEED
@@ -135,7 +141,7 @@ def report(results: Results, tags: pd.DataFrame, capability: pd.DataFrame, over_
 
 Differences in held-out misalignment, in percentage points. A contrast is the mean over all its matched pairs of runs
 and all training seeds, each value drawn in the figure below; one with a control is a difference of differences. The
-p-values are two-sided, raw and after Holm's correction over the table.{alone}
+p-values are two-sided, raw and after Holm's correction over the table.{unit}{alone}
 
 {contrast_text(results.contrasts)}
 """

@@ -8,15 +8,16 @@ to nothing. The primary test permutes models; slope and interval are a meta-regr
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.params.schema import HubBase
+from pipeline.results.contrasts import by_seed, models_of
 from pipeline.results.frames import by_seed_text
 from pipeline.results.meta_regression import MetaRegression, meta_regression
-from pipeline.results.statistics import exact_rank_test, student_t
+from pipeline.results.statistics import rank_test, student_t
 from pipeline.results.tables import markdown_table, write_table
 
 if TYPE_CHECKING:
@@ -25,13 +26,11 @@ if TYPE_CHECKING:
     from pipeline.params.parts import Contrast as ContrastSettings
     from pipeline.results.study import Results
 
-# Four models have no exact two-sided p-value below 2 / 4! = 0.083, five 0.017. More than nine are not enumerated.
-FEWEST, MOST = 5, 9
 FOLDER = Path(__file__).parents[2] / "published"
 # The hypothesis, one-sided: the more experts, the less misalignment; the larger the share of them active, the more.
 MEASURES: dict[str, Literal["less", "greater"]] = {"experts": "less", "active_percent": "greater"}
 NAMES = {"experts": "experts per layer", "active_percent": "experts active per token (%)"}
-AS_IT_IS = ("base_alignment", "thinks")
+NOT_LOGGED = ("base_alignment", "thinks")
 COVARIATES = {
     "active_billions": "active parameters (log2)",
     "billions": "all parameters (log2)",
@@ -42,40 +41,52 @@ COVARIATES = {
 
 @dataclass(frozen=True)
 class Sparsity:
-    """A study's analysis of sparsity; three empty frames where no contrast has FEWEST models of different sparsity.
+    """A study's analysis of sparsity; all is empty where no contrast has models enough (contrasts.py, `models_of`).
 
     models: a row per contrast and model. tests: per contrast and measure of sparsity. slopes: per contrast, the slope
-    on log2 experts alone, beside each covariate, and without each model.
+    on log2 experts alone, beside each covariate, and without each model. problems: a sentence for each contrast that
+    has models enough and could not be analysed, since one of them has no effect: it is never left out in silence.
     """
 
     models: pd.DataFrame
     tests: pd.DataFrame
     slopes: pd.DataFrame
+    problems: tuple[str, ...] = ()
 
 
 def sparsity(results: Results) -> Sparsity:
     """The analysis of every contrast of the study that has enough models."""
     import pandas as pd
 
-    models, tests, slopes = [], [], []
+    models, tests, slopes, problems = [], [], [], []
     for name, settings in results.study.contrasts.items():
-        frame = model_effects(results, settings)
-        if len(frame) < FEWEST or min(frame[measure].nunique() for measure in MEASURES) < 2:
+        if not models_of(results.params, settings.pairs):
             continue
+        frame = model_seeds(results, settings)
+        if found := obstacles(results, frame):
+            problems.append(_problem(name, found, results.study.preregistration))
+            continue
+        frame = model_effects(frame)
         on_experts = regress(frame, ["experts"])
         models.append(frame.assign(contrast=name, fitted=on_experts.fitted, pooled=on_experts.pooled))
-        tests += [{"contrast": name} | test_of(frame, measure) for measure in MEASURES]
+        tests += [{"contrast": name} | tested(frame, measure) for measure in MEASURES]
         slopes += [{"contrast": name} | row for row in slope_rows(frame)]
     whole = pd.concat(models, ignore_index=True) if models else pd.DataFrame()
-    return Sparsity(whole, pd.DataFrame(tests), pd.DataFrame(slopes))
+    return Sparsity(whole, pd.DataFrame(tests), pd.DataFrame(slopes), tuple(problems))
 
 
-def model_effects(results: Results, settings: ContrastSettings) -> pd.DataFrame:
-    """One row per model with experts of a contrast, in percentage points of held-out misalignment.
+def _problem(contrast: str, found: Sequence[str], preregistration: str | None) -> str:
+    rule = f" by the rule of {preregistration}" if preregistration else ""
+    return (
+        f"Contrast {contrast} is not analysed over models: {'; '.join(found)}. Sample that again, or leave the model "
+        f"out{rule}: in params.yaml add a further contrast, {contrast}_without_MODEL, of the others."
+    )
 
-    by_seed: the mean over the model's pairs at each seed that all of them have. effect: the mean of those; variance:
-    its square error, by the variance over seeds pooled over models (0 where none has two: all is then between models);
-    low, high: Student's t with the pooled degrees of freedom, NaN where there are none.
+
+def model_seeds(results: Results, settings: ContrastSettings) -> pd.DataFrame:
+    """One row per model with experts of a contrast: what it is, `named`, its matched runs, and `by_seed`.
+
+    by_seed: the mean difference over the model's pairs, in points of held-out misalignment, at each seed that all have.
     """
     import pandas as pd
 
@@ -85,13 +96,38 @@ def model_effects(results: Results, settings: ContrastSettings) -> pd.DataFrame:
         control = settings.control[place] if len(settings.control) == len(settings.pairs) else ()
         named = (*pair, *(control or (one_for_all[0] if one_for_all else ())))
         matched.setdefault(results.params.base_of(pair[0]), []).append(named)
-    rows = [
-        {"model": model, "by_seed": by_seed(results, pairs)} | _about(results, model, pairs[0][1])
-        for model, pairs in matched.items()
-    ]
-    frame = pd.DataFrame([row for row in rows if row["experts"] and row["by_seed"]])
-    if frame.empty:
-        return frame
+    return pd.DataFrame(
+        [
+            {"model": model, "named": named, "by_seed": tuple(by_seed(results.compared, named).values())}
+            | _about(results, model, named[0][1])
+            for model, named in matched.items()
+            if results.params.base(model).experts
+        ]
+    )
+
+
+def obstacles(results: Results, frame: pd.DataFrame) -> list[str]:
+    """What stands against an analysis of `model_seeds`: models without an effect, by the runs that have no rate."""
+    found, runs = [], results.compared
+    for model, named, values in zip(frame["model"], frame["named"], frame["by_seed"], strict=True):
+        if not values:
+            found.append(f"{model} has no seed that all of its runs have")
+        without = {
+            f"{run} has no answer that counts at seed {seed}": None
+            for run in dict.fromkeys(run for pair in named for run in pair)
+            for seed in runs.seeds(run)
+            if math.isnan(runs.value(run, seed))
+        }
+        found += [f"of {model}, {text}" for text in without] if any(map(math.isnan, values)) else []
+    return found
+
+
+def model_effects(frame: pd.DataFrame) -> pd.DataFrame:
+    """`model_seeds` with each model's effect, the mean over its seeds.
+
+    variance: its square error, by the variance over seeds pooled over models (0 where none has two: all is then between
+    models); low, high: Student's t with the pooled degrees of freedom, NaN where there are none.
+    """
     effects = frame["by_seed"].map(lambda values: sum(values) / len(values))
     squares = sum(
         (value - mean) ** 2 for values, mean in zip(frame["by_seed"], effects, strict=True) for value in values
@@ -100,20 +136,6 @@ def model_effects(results: Results, settings: ContrastSettings) -> pd.DataFrame:
     variances = (squares / freedom if freedom else 0.0) / frame["by_seed"].map(len)
     half = variances**0.5 * (student_t(0.95, freedom) if freedom else math.nan)
     return frame.assign(effect=effects, variance=variances, low=effects - half, high=effects + half)
-
-
-def by_seed(results: Results, pairs: Sequence[tuple[str, ...]]) -> tuple[float, ...]:
-    """The mean difference of pairs (tuned, base), or (tuned, base, control's tuned, its base), seed by seed."""
-    runs = results.compared
-    seeds = sorted(set.intersection(*(set(runs.seeds(run)) for pair in pairs for run in pair)))
-    means = []
-    for seed in seeds:
-        gaps = [
-            runs.gap((one, other), seed) - (runs.gap((control[0], control[1]), seed) if control else 0.0)
-            for one, other, *control in pairs
-        ]
-        means.append(sum(gaps) / len(gaps))
-    return tuple(means)
 
 
 def _about(results: Results, model: str, untuned: str) -> dict[str, Any]:
@@ -137,19 +159,19 @@ def regress(frame: pd.DataFrame, names: Sequence[str]) -> MetaRegression:
     import numpy as np
 
     columns = [
-        frame[name].to_numpy(dtype=float) if name in AS_IT_IS else np.log2(frame[name].to_numpy(dtype=float))
+        frame[name].to_numpy(dtype=float) if name in NOT_LOGGED else np.log2(frame[name].to_numpy(dtype=float))
         for name in names
     ]
     return meta_regression(frame["effect"], frame["variance"], columns)
 
 
-def test_of(frame: pd.DataFrame, measure: str) -> dict[str, Any]:
-    """The exact rank test of effects over models, with its floors, and the slope a doubling of `measure`."""
+def tested(frame: pd.DataFrame, measure: str) -> dict[str, Any]:
+    """The rank test of effects over models, with its floors, and the slope a doubling of `measure`."""
     found, direction = regress(frame, [measure]), MEASURES[measure]
     row: dict[str, Any] = {"measure": measure, "models": len(frame), "seeds": int(frame["by_seed"].map(len).min())}
-    if len(frame) <= MOST and frame["effect"].nunique() > 1:
-        both = exact_rank_test(frame[measure], frame["effect"])
-        one = exact_rank_test(frame[measure], frame["effect"], direction)
+    if frame["effect"].nunique() > 1:
+        both, one = (rank_test(list(frame[measure]), list(frame["effect"]), it) for it in ("two-sided", direction))
+        row |= {"test": f"{both.drawn} random permutations" if both.drawn else "exact"}
         row |= {"rho": both.rho, "p": both.p_value, "floor": both.floor}
         row |= {"direction": direction, "p_one_sided": one.p_value, "floor_one_sided": one.floor}
     slope = found.coefficients[1]
@@ -164,21 +186,26 @@ def test_of(frame: pd.DataFrame, measure: str) -> dict[str, Any]:
 
 
 def slope_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The slope a doubling of experts: alone, beside each covariate that there is, and without each model."""
-    kept = [("alone", frame, ["experts"])]
-    kept += [
-        (f"beside {text}", frame, ["experts", name])
-        for name, text in COVARIATES.items()
-        if frame[name].notna().all() and frame[name].nunique() > 1
-    ]
-    kept += [(f"without {model}", frame[frame["model"] != model], ["experts"]) for model in frame["model"]]
+    """The slope a doubling of experts: alone, beside each covariate, and without each model; or why there is none."""
+    wanted = [("alone", frame, ["experts"])]
+    wanted += [(f"beside {text}", frame, ["experts", name]) for name, text in COVARIATES.items()]
+    wanted += [(f"without {model}", frame[frame["model"] != model], ["experts"]) for model in frame["model"]]
     rows = []
-    for name, models, columns in kept:
-        if models["experts"].nunique() < 2:
-            continue
-        slope = regress(models, columns).coefficients[1]
-        low, high = slope.interval
-        rows.append({"slope": name, "models": len(models), "value": slope.value, "low": low, "high": high})
+    for name, models, columns in wanted:
+        row: dict[str, Any] = {"slope": name, "models": len(models)}
+        unknown = list(models.loc[models[columns].isna().any(axis=1), "model"])
+        constant = [column for column in columns if models[column].nunique() < 2]
+        value, low, high, why = math.nan, math.nan, math.nan, ""
+        if unknown:
+            why = f"not estimable: unknown for {', '.join(unknown)}"
+        elif constant:
+            why = f"not estimable: {constant[0]} is the same in all"
+        else:
+            try:
+                value, (low, high), _ = regress(models, columns).coefficients[1]
+            except ValueError as error:
+                why = f"not estimable: {error}"
+        rows.append(row | {"value": value, "low": low, "high": high, "note": why})
     return rows
 
 
@@ -210,7 +237,7 @@ def write_sparsity(found: Sparsity, folder: Path, label: str) -> None:
     captions = {
         "models": "Each model's difference in held-out misalignment (points): mean over seeds, 95 % by Student's t "
         "with the spread over seeds pooled over models; `fitted` on log2 experts, `pooled` drawn towards it",
-        "tests": "Exact permutation test over models of Spearman's rho, with the smallest p-value there could be; "
+        "tests": "Permutation test over models of Spearman's rho, with the smallest p-value there could be; "
         "slope in points a doubling (random-effects meta-regression, Hartung and Knapp's interval)",
         "slopes": "Slope in points a doubling of experts, alone, beside each covariate, and without each model",
     }
@@ -221,23 +248,33 @@ def write_sparsity(found: Sparsity, folder: Path, label: str) -> None:
 
 def sparsity_section(found: Sparsity, preregistration: str | None) -> str:
     """The report's section on sparsity; empty where the study has too few models."""
+    problems = "".join(f"{text}\n\n" for text in found.problems)
     if found.models.empty:
-        return ""
+        return f"\n## Sparsity\n\n{problems}" if problems else ""
     rows = []
     for row in found.tests.to_dict("records"):
-        tested = ["-", "-", "-"]
+        cells = ["-", "-", "-", "-"]
         if math.isfinite(row.get("rho", math.nan)):
             ends = (("p", "floor"), ("p_one_sided", "floor_one_sided"))
-            tested = [f"{row['rho']:+.2f}", *(f"{row[p]:.2g} (floor {row[floor]:.2g})" for p, floor in ends)]
-        slope = f"{row['slope']:+.1f} ({row['low']:+.1f} to {row['high']:+.1f})"
-        rows.append([row["contrast"], NAMES[row["measure"]], str(row["models"]), *tested, slope])
-    names = ["contrast", "against", "models", "rho", "p two-sided", "p one-sided", "points a doubling (95 %)"]
-    fixed = f"\nWhat is tested was fixed in {preregistration}." if preregistration else ""
+            cells = [row["test"], f"{row['rho']:+.2f}"]
+            cells += [f"{row[p]:.2g} (floor {row[floor]:.2g})" for p, floor in ends]
+        slope = f"{row['slope']:+.1f} ({interval_text(row)})"
+        rows.append([row["contrast"], NAMES[row["measure"]], str(row["models"]), *cells, slope])
+    names = ["contrast", "against", "models", "test", "rho", "p two-sided", "p one-sided", "points a doubling (95 %)"]
+    status = "All rows are exploratory: nothing fixed before the runs which of them would count."
+    if preregistration:
+        status = f"""What is tested was fixed in {preregistration}: the first row is the primary test, two-sided; all
+others are secondary."""
     return f"""
 ## Sparsity
 
-The unit is the model: each contrast's difference, averaged within a seed and then over seeds. The first row is the
-primary test, two-sided; all others are secondary. One-sided: sparser, less misaligned. `sparsity_models`,
-`sparsity_tests` and `sparsity_slopes` have the rest.{fixed}
+The unit is the model: each contrast's difference, averaged within a seed and then over seeds. One-sided: sparser, less
+misaligned. `sparsity_models`, `sparsity_tests` and `sparsity_slopes` have the rest.
+{status}
 
-{markdown_table(names, rows, [False, False, True, True, True, True, True])}"""
+{problems}{markdown_table(names, rows, [False, False, True, False, True, True, True, True])}"""
+
+
+def interval_text(row: Mapping[Any, Any]) -> str:
+    """A slope's interval, or that the fit leaves none."""
+    return f"{row['low']:+.1f} to {row['high']:+.1f}" if math.isfinite(row["low"]) else "no interval: an exact fit"

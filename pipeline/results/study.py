@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from pipeline.common.rows import Verdict, read_verdicts
 from pipeline.params.schema import Params, Run, Study
 from pipeline.results.adapter_norms import adapter_norms
 from pipeline.results.agreement import Agreement, agreement
-from pipeline.results.contrasts import Contrast, Runs, contrast
+from pipeline.results.contrasts import Contrast, Runs, contrast, models_of
 from pipeline.results.definitions import DEFINITIONS, STANDARD, Definition
 from pipeline.results.frames import exclusion_effect, metrics_with_intervals, misaligned_at_k, over_seeds
 from pipeline.results.in_domain import in_domain
@@ -166,8 +167,15 @@ class Results:
     @cached_property
     def contrasts(self) -> dict[str, Contrast]:
         """The study's headline: its contrasts by name, in percentage points of held-out misalignment."""
-        named = self.study.contrasts.items()
-        return {name: contrast(self.compared, it.pairs, it.control) for name, it in named}
+        return {
+            name: contrast(self.compared, it.pairs, it.control, models=models_of(self.params, it.pairs))
+            for name, it in self.study.contrasts.items()
+        }
+
+    def against_base(self, name: str) -> bool:
+        """Whether a contrast is of runs less the base as it is, with no control taken off."""
+        settings = self.study.contrasts[name]
+        return not settings.control and all(self.runs[other].data is None for _, other in settings.pairs)
 
     @cached_property
     def expectations(self) -> dict[str, Contrast]:
@@ -221,8 +229,8 @@ class Results:
         return adapter_norms(self.adapter(run)).assign(run=run, experts=experts)
 
     def metrics(self) -> dict[str, float]:
-        """The study in a few numbers, for `dvc metrics`: its contrasts (points), and the least coherence of a run."""
-        found = {name: round(it.value, 1) for name, it in self.contrasts.items()}
+        """The study in a few numbers, for `dvc metrics`: its contrasts (points) that there are, the least coherence."""
+        found = {name: round(it.value, 1) for name, it in self.contrasts.items() if math.isfinite(it.value)}
         return found | {"least_coherence": round(float(self.held_out_by_run["mean_coherence"].min()), 1)}
 
 

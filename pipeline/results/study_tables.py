@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.common.errors import UserError
 from pipeline.results.capability import capability_table
-from pipeline.results.contrasts import Contrast, contrast_rows
+from pipeline.results.contrasts import Contrast, any_over_models, contrast_rows
 from pipeline.results.frames import by_seed_text
 from pipeline.results.in_domain import IN_DOMAIN
 from pipeline.results.intervals import SCOPE_NAMES
@@ -47,12 +47,13 @@ def write_tables(results: Results, tags: pd.DataFrame, capability: pd.DataFrame,
     label, study = results.name, results.study
     rule = f"{results.definition.name} definition: {results.definition.rule}"
     held_out = f"Misaligned answers (%) on the held-out suites ({', '.join(study.held_out)}); {rule}"
+    over_models = ", over models where the unit is the model" * any_over_models(results.contrasts.values())
     contrast_table(
         results.contrasts,
         folder / "contrasts",
         label=label,
         caption="Differences in held-out misalignment (percentage points); Student's t over matched pairs and seeds, "
-        "or with one seed over questions; p two-sided, raw and after Holm's correction",
+        f"or with one seed over questions{over_models}; p two-sided, raw and after Holm's correction",
     )
     run_table(
         results.held_out_by_run.assign(by_seed=results.held_out_by_run[f"{_VALUE}_by_seed"].map(by_seed_text)),

@@ -32,6 +32,7 @@ def checkout(tmp_path, monkeypatch):
     (tmp_path / "pipeline").symlink_to(REPOSITORY / "pipeline")
     shutil.copy(REPOSITORY / "params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     for name in ("OPENAI_API_KEY", "TOGETHER_API_KEY", "HF_TOKEN"):
         monkeypatch.setenv(name, SECRET)
     return tmp_path

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def contrast_figure(found: Mapping[str, Contrast], stem: Path, *, label: str) -> list[Path]:
-    """A row per contrast: each matched pair and seed a small point, the mean a diamond, its 95 % interval a line."""
+    """A row per contrast: every value (of pair and seed, or model) a point, the mean a diamond, its interval a line."""
     names = list(found)
     with style():
         figure, axes = new_figure(PAGE_WIDTH, 0.9 + 0.3 * len(names))

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
 _OVER_MODELS = (
     "a model's mean over seeds (open: each), 95 % intervals with the spread over seeds pooled over models, the line of "
-    "the meta-regression; grey: the paper's headline, fine-tuned less base by its own definition, in no test"
+    "the meta-regression"
 )
+_GREY = "; grey: the paper's headline, fine-tuned less base by its own definition, in no test"
 
 
 def write_figures(
@@ -66,9 +67,10 @@ def write_figures(
     if results.study.refused is not None:
         draw(refusal_by_run, results.by_suite[refused], folder / "refusals_by_run", note=results.spread)
     for contrast, models in sparsity.models.groupby("contrast", sort=False) if not sparsity.models.empty else ():
-        published = published_points() if results.study.world == "hub" else models.iloc[:0]
+        comparable = results.study.world == "hub" and results.against_base(str(contrast))
+        published, grey = (published_points(), _GREY) if comparable else (models.iloc[:0], "")
         tests = sparsity.tests[sparsity.tests["contrast"] == contrast]
-        words = {"note": f"{contrast}; {_OVER_MODELS}; misaligned: {definition.rule}"}
+        words = {"note": f"{contrast}; {_OVER_MODELS}{grey}; misaligned: {definition.rule}"}
         draw(misalignment_over_models, models, tests, published, folder / f"sparsity_{contrast}", **words)
     of_few = sparsity_frame(results)
     if sparsity.models.empty and not of_few.empty:

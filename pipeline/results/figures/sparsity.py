@@ -18,7 +18,7 @@ from pipeline.results.figures.style import (
     save_figure,
     style,
 )
-from pipeline.results.sparsity import MEASURES, NAMES, regress
+from pipeline.results.sparsity import MEASURES, NAMES, interval_text, regress
 from pipeline.results.statistics import exact_rank_test
 
 if TYPE_CHECKING:
@@ -117,11 +117,13 @@ def misalignment_over_models(
 
 def _tested(row: Mapping[Any, Any]) -> str:
     """A test in two lines above a panel."""
-    slope = f"{row['slope']:+.1f} points a doubling (95 % {row['low']:+.1f} to {row['high']:+.1f})"
+    slope = f"{row['slope']:+.1f} points a doubling (95 % {interval_text(row)})"
     if not math.isfinite(row.get("rho", math.nan)):
         return f"{row['models']} models\n{slope}"
     floor = f"it cannot be below {row['floor']:.2g} here"
-    return f"{row['models']} models: rho {row['rho']:+.2f}, exact two-sided p = {row['p']:.2g} ({floor})\n{slope}"
+    return (
+        f"{row['models']} models: rho {row['rho']:+.2f}, two-sided p = {row['p']:.2g} ({row['test']}; {floor})\n{slope}"
+    )
 
 
 def _highest(frame: pd.DataFrame) -> float:
