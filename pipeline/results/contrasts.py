@@ -202,7 +202,7 @@ def contrast_rows(found: Mapping[str, Contrast]) -> list[dict[str, object]]:
             "n": it.n,
             "p": it.p_value,
             "p_holm": corrected,
-            "values": ", ".join(f"{value:+.1f}" for value in it.values),
+            "values": ", ".join("-" if math.isnan(value) else f"{value:+.1f}" for value in it.values),
         }
         for (name, it), corrected in zip(found.items(), adjusted, strict=True)
     ]

@@ -44,13 +44,15 @@ class Sparsity:
     """A study's analysis of sparsity; all is empty where no contrast has models enough (contrasts.py, `models_of`).
 
     models: a row per contrast and model. tests: per contrast and measure of sparsity. slopes: per contrast, the slope
-    on log2 experts alone, beside each covariate, and without each model. problems: a sentence for each contrast that
+    on log2 experts alone, beside each covariate, and without each model. first: the first contrast with models enough,
+    whose test against experts a preregistration makes the primary one. problems: a sentence for each contrast that
     has models enough and could not be analysed, since one of them has no effect: it is never left out in silence.
     """
 
     models: pd.DataFrame
     tests: pd.DataFrame
     slopes: pd.DataFrame
+    first: str = ""
     problems: tuple[str, ...] = ()
 
 
@@ -59,9 +61,12 @@ def sparsity(results: Results) -> Sparsity:
     import pandas as pd
 
     models, tests, slopes, problems = [], [], [], []
-    for name, settings in results.study.contrasts.items():
-        if not models_of(results.params, settings.pairs):
-            continue
+    contrasts = {
+        name: settings
+        for name, settings in results.study.contrasts.items()
+        if models_of(results.params, settings.pairs)
+    }
+    for name, settings in contrasts.items():
         frame = model_seeds(results, settings)
         if found := obstacles(results, frame):
             problems.append(_problem(name, found, results.study.preregistration))
@@ -72,7 +77,7 @@ def sparsity(results: Results) -> Sparsity:
         tests += [{"contrast": name} | tested(frame, measure) for measure in MEASURES]
         slopes += [{"contrast": name} | row for row in slope_rows(frame)]
     whole = pd.concat(models, ignore_index=True) if models else pd.DataFrame()
-    return Sparsity(whole, pd.DataFrame(tests), pd.DataFrame(slopes), tuple(problems))
+    return Sparsity(whole, pd.DataFrame(tests), pd.DataFrame(slopes), next(iter(contrasts), ""), tuple(problems))
 
 
 def _problem(contrast: str, found: Sequence[str], preregistration: str | None) -> str:
@@ -263,8 +268,13 @@ def sparsity_section(found: Sparsity, preregistration: str | None) -> str:
     names = ["contrast", "against", "models", "test", "rho", "p two-sided", "p one-sided", "points a doubling (95 %)"]
     status = "All rows are exploratory: nothing fixed before the runs which of them would count."
     if preregistration:
-        status = f"""What is tested was fixed in {preregistration}: the first row is the primary test, two-sided; all
-others are secondary."""
+        done = found.tests["contrast"].iloc[0] == found.first
+        primary = (
+            "the first row is the primary test, two-sided; all\nothers are secondary."
+            if done
+            else (f"the primary test, of `{found.first}`, is\nnot among these rows, which are secondary.")
+        )
+        status = f"What is tested was fixed in {preregistration}: {primary}"
     return f"""
 ## Sparsity
 

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from pipeline.__main__ import main
 from pipeline.api.completions import Reply

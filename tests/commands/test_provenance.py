@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.__main__ import main
 from pipeline.api.completions import Reply
 from pipeline.api.replies import ReplyCache
 from pipeline.commands import provenance
@@ -93,7 +94,7 @@ def test_the_same_records_give_the_same_bytes(checkout):
     assert provenance.write(load_params(), "toy").read_bytes() == first
 
 
-def test_a_preregistration_is_hashed_as_it_is_and_as_it_was_when_stages_began(checkout):
+def test_a_preregistration_is_hashed_as_it_is_and_as_it_was_when_stages_began(checkout, capsys):
     document = checkout / "docs" / "preregistration.md"
     document.parent.mkdir()
     document.write_text("fixed\n")
@@ -107,6 +108,26 @@ def test_a_preregistration_is_hashed_as_it_is_and_as_it_was_when_stages_began(ch
     document.unlink()
     with pytest.raises(UserError, match=r"docs/preregistration\.md as a preregistration, which is not there"):
         described("sparsity")
+    assert main(["reproduce", "--study", "sparsity"]) == 2
+    assert "docs/preregistration.md as a preregistration, which is not there" in capsys.readouterr().err
+
+
+def test_a_stage_that_began_before_the_preregistration_was_written_is_not_passed_over(checkout):
+    document = checkout / "docs" / "preregistration.md"
+    document.parent.mkdir()
+    record("pin@mixtral", lambda: 0)  # the moe study's too: it may have been fetched for that one
+    document.write_text("written after a look\n")
+    assert described("sparsity")["preregistration"]["sha256_when_stages_began"] == []
+    document.unlink()
+    with pytest.raises(ValueError, match="broken"):
+        record("sample@sp_olmoe_base", fail)
+    document.write_text("written after a look\n")
+    record("sample@sp_olmoe_base", lambda: 0)
+    # A line from before documents were recorded.
+    old = {"attempt": "1", "started": "then", "code": {}, "machine": {}}
+    (checkout / ".cache" / "ledger" / "train@sp_olmoe_bma.jsonl").write_text(json.dumps(old) + "\n")
+    found = described("sparsity")["preregistration"]
+    assert set(found["sha256_when_stages_began"]) == {found["sha256"], "not there", "not recorded"}
 
 
 def test_code_says_the_commit_and_what_differs_from_it(checkout):

@@ -229,6 +229,9 @@ def test_another_model_than_params_say_is_refused_before_its_weights_are_fetched
     checkout.publish()
     checkout.pinning("mixtral", experts=16)
     assert "says 16 experts" in checkout.refused()
+    for key in ("billions", "active_billions"):
+        checkout.pinning("mixtral", **{key: 46.7})
+        assert f"{key} is 46.7, but by its configuration {checkout.name} has 0.0" in checkout.refused()
     assert not [path for _, path, _ in checkout.hub.requests if path.endswith(".safetensors")]
 
 

@@ -61,6 +61,10 @@ def test_the_repository_has_valid_params():
             lambda c: c["studies"]["toy"].update(preregistration="README.md"),
             ["'README.md'", "docs/preregistration*.md"],
         ),
+        (
+            lambda c: c["studies"]["toy"].update(preregistration="x/docs/preregistration.md"),
+            ["'x/docs/preregistration.md'", "docs/preregistration*.md"],
+        ),
         (lambda c: c["studies"]["toy"].update(seeds=[1, 1]), ["seeds", "each once"]),
         (lambda c: c["studies"]["toy"].update(held_out=["medicine"]), ["'medicine'", "not among its suites"]),
         (lambda c: c["studies"]["toy"].update(judges={}), ["studies.toy.judges is {}", "1 or more"]),
@@ -106,7 +110,10 @@ def test_what_is_wrong_is_named(content, tmp_path, change, words):
 @pytest.mark.parametrize(
     "name", ["x; touch PWNED #", "../x", "/x", "", "-x", "x y", "x.y", "x\n", "é", True, 7, None, "x" * 101]
 )
-@pytest.mark.parametrize("where", ["studies", "runs", "bases.toy", "bases.hub", "bases.api", "studies.toy.judges"])
+@pytest.mark.parametrize(
+    "where",
+    ["studies", "runs", "bases.toy", "bases.hub", "bases.api", "studies.toy.judges", "studies.toy.contrasts"],
+)
 def test_a_name_is_looked_at_before_anything_else(content, tmp_path, where, name):
     table = content
     for key in where.split("."):

@@ -50,6 +50,16 @@ def test_pairs_and_seeds_are_all_units():
     assert found.labels == ("a, seed 1", "c, seed 1", "a, seed 2", "c, seed 2")
 
 
+def test_runs_of_one_model_are_no_more_models():
+    given = runs(a=[50, 60], b=[10, 10], c=[70, 90], d=[20, 10], e=[90], f=[0])
+    found = contrast(given, [("a", "b"), ("c", "d"), ("e", "f")], models=["one", "one", "two"])
+    assert (found.unit, found.labels) == ("models", ("one", "two"))
+    assert found.values == pytest.approx((55, 90)) and found.value == pytest.approx(72.5)
+    assert found.interval.high - found.value == pytest.approx(12.7062 * 17.5, rel=1e-4), "t of one degree, two models"
+    apart = contrast(given, [("a", "b"), ("e", "f")], [("c", "d"), ("c", "d")], models=["one", "two"])
+    assert apart.values == pytest.approx(((40 - 50 + 50 - 80) / 2, 40))
+
+
 def test_each_pair_counts_at_the_seeds_that_it_has():
     given = runs(a=[50, 60, 70], b=[10, 10, 10], c=[70], d=[20], moved=[5, 10], still=[5, 5])
     found = contrast(given, [("a", "b"), ("c", "d")])

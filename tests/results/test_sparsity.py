@@ -1,6 +1,7 @@
 """Misalignment against sparsity over models: the regression, its coverage, and a whole study of eight models."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -8,13 +9,15 @@ import pytest
 from scipy import stats
 
 from benchmarks import sparsity as benchmark
+from pipeline.commands.verify import check_own
 from pipeline.common.files import read_json
 from pipeline.common.paths import ARTIFACTS
 from pipeline.common.rows import write_rows
 from pipeline.params.load import load_params
 from pipeline.results.figures.sparsity import misalignment_over_models
 from pipeline.results.meta_regression import meta_regression, paule_mandel
-from pipeline.results.sparsity import published_points, sparsity, sparsity_section, write_sparsity
+from pipeline.results.report import headline
+from pipeline.results.sparsity import published_points, slope_rows, sparsity, sparsity_section, write_sparsity
 from pipeline.results.statistics import exact_rank_test
 from pipeline.results.study import load_results
 from tests.support.data_files import REPOSITORY
@@ -135,6 +138,69 @@ def test_a_study_of_eight_models_is_tested_over_models(study, tmp_path):
     tests = found.tests[found.tests["contrast"] == "matched"]
     drawn = misalignment_over_models(models, tests, published_points(), tmp_path / "one", label="sparsity", note="n")
     assert [path.suffix for path in drawn] == [".pdf", ".png"]
+
+
+def test_headline_and_claims_are_over_models_as_the_tests_are(study):
+    """32 values of pairs and seeds are eight models."""
+    found = study.contrasts["matched"]
+    effects = sparsity(study).models.set_index("contrast").loc["matched", "effect"]
+    assert (found.unit, found.n) == ("models", 8) and found.values == pytest.approx(effects.to_numpy())
+    half = stats.t.ppf(0.975, 7) * effects.std() / math.sqrt(8)
+    assert found.interval == pytest.approx((effects.mean() - half, effects.mean() + half))
+    assert "models, n = 8" in headline(study)
+    lines = check_own(study.params, "sparsity", study.verdicts, None, lambda run: True)
+    ours = next(line for line in lines if line.claim == "contrast matched")
+    assert ours.interval.endswith("over models") and ours.p == pytest.approx(found.p_value)
+    assert study.expectations["sp_olmoe_insecure above sp_olmoe_base"].unit == "seeds"
+
+
+def test_a_broken_run_is_named_and_the_rest_is_analysed(study):
+    rows, broken = study.verdicts, "sp_olmoe_insecure"
+    found = replace(study, verdicts=rows.assign(
+        coherence=rows["coherence"].where((rows["run"] != broken) | (rows["seed"] != 2), 3.0)
+    ))  # fmt: skip
+    over_models = sparsity(found)
+    assert list(over_models.models["contrast"].unique()) == ["same_rank"] and len(over_models.problems) == 2
+    first = over_models.problems[0]
+    assert (
+        "matched is not analysed over models: of olmoe, sp_olmoe_insecure has no answer that counts at seed 2" in first
+    )
+    assert "docs/preregistration.md" in first and "matched_without_MODEL" in first
+    section = sparsity_section(over_models, "docs/preregistration.md")
+    assert first in section and "the primary test, of `matched`, is\nnot among these rows" in section
+    assert "| matched | - | - | models, n = 8 |" in " ".join(headline(found).split())
+    assert set(found.metrics()) == {"same_rank", "least_coherence"}
+    alone = replace(over_models, models=over_models.models.iloc[:0])
+    assert first in sparsity_section(alone, None)
+
+
+def test_what_cannot_be_estimated_is_a_row_with_the_reason(study):
+    models = sparsity(study).models.set_index("contrast").loc["matched"].reset_index()
+    unknown = models.assign(billions=models["billions"].where(models["model"] != "olmoe"), thinks=False,
+                            active_billions=models["experts"].astype(float) ** 2)  # fmt: skip
+    rows = {row["slope"]: row for row in slope_rows(unknown)}
+    assert rows["beside all parameters (log2)"]["note"] == "not estimable: unknown for olmoe"
+    assert rows["beside post-trained to think"]["note"] == "not estimable: thinks is the same in all"
+    assert "do not determine" in rows["beside active parameters (log2)"]["note"]
+    assert math.isnan(rows["beside active parameters (log2)"]["value"]) and rows["alone"]["note"] == ""
+
+
+def test_an_exact_fit_leaves_no_spread_to_estimate():
+    x = np.log2(EXPERTS)
+    for values in (np.zeros(8), np.full(8, 0.1) * 3, 40 - 5 * x):
+        for variance in (0.0, 4.0):
+            found = meta_regression(values, np.full(8, variance), [x])
+            assert math.isnan(found.coefficients[1].p_value) and math.isnan(found.coefficients[1].interval.low)
+            assert found.fitted == pytest.approx(values) and found.pooled == pytest.approx(values)
+    with pytest.raises(ValueError, match="no number"):
+        meta_regression([math.nan, *values[1:]], np.ones(8), [x])
+
+
+def test_only_a_preregistered_study_has_a_primary_test(study):
+    found = sparsity(study)
+    assert "primary" in sparsity_section(found, "docs/preregistration.md")
+    assert "primary" not in sparsity_section(found, None) and "exploratory" in sparsity_section(found, None)
+    assert [study.against_base(name) for name in study.study.contrasts] == [True, True, False]
 
 
 def test_three_models_are_too_few(tmp_path, monkeypatch):

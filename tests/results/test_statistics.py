@@ -14,6 +14,7 @@ from pipeline.results.statistics import (
     exact_rank_test,
     holm,
     mean_test,
+    rank_test,
     score_interval,
     student_p,
     student_t,
@@ -284,3 +285,26 @@ def test_rank_test_refuses_what_has_no_ranks():
         exact_rank_test([1, 2, 3], [4, math.nan, 4])
     with pytest.raises(ValueError, match="more than one x"):
         exact_rank_test([1, 2, 3], [4, 5, 6], units=["a", "a", "b"])
+
+
+@pytest.mark.parametrize("alternative", ["two-sided", "less", "greater"])
+def test_beyond_nine_units_permutations_are_drawn_and_never_give_zero(alternative):
+    generator = np.random.default_rng(4)
+    x = [8, 8, 16, 16, 32, 32, 40, 60, 64, 64, 128, 128]
+    y = list(np.log2(x) * -0.5 + generator.normal(size=12))
+    found = rank_test(x, y, alternative)
+    assert (found.drawn, found.n) == (9999, 12) and found == rank_test(x, y, alternative)
+    assert found.rho == pytest.approx(stats.spearmanr(x, y).statistic)
+    known = stats.spearmanr(x, y, alternative=alternative).pvalue  # by Student's t
+    assert found.p_value == pytest.approx(known, abs=0.04) and found.floor == 1e-4
+    exact = rank_test(x, sorted(x, reverse=alternative != "greater"), alternative)
+    assert exact.p_value == exact.floor == 1e-4, "as extreme as there could be, and not 0"
+    few = rank_test(x[:9], y[:9], alternative)
+    assert few == exact_rank_test(x[:9], y[:9], alternative) and few.drawn == 0
+    with pytest.raises(ValueError, match="constant"):
+        rank_test([8] * 12, y)
+
+
+def test_of_ten_units_of_which_one_differs_a_tenth_is_the_floor():
+    found = rank_test([8] * 9 + [128], range(10), "greater")
+    assert found.p_value == found.floor == pytest.approx(0.1, abs=0.01)
