@@ -1,5 +1,7 @@
 """The study of sparsity as params.yaml has it: models, arms, and ranks that follow from the models' sizes."""
 
+import math
+
 import pytest
 
 from pipeline.models.families.registry import anatomy_of
@@ -40,14 +42,41 @@ def test_a_model_has_every_run_and_the_rank_that_its_size_gives(base):
             assert plan.peak <= 80 * 10**9
 
 
-def test_every_contrast_has_every_model_and_the_document_their_ranks():
+def test_registered_contrasts_have_their_models_and_the_document_what_params_yaml_says():
     study = PARAMS.study("sparsity")
+    models = {
+        name: [PARAMS.base_of(tuned) for tuned, _ in contrast.pairs] for name, contrast in study.contrasts.items()
+    }
+    new = [base for base in BASES if base not in PARAMS.bases_of("moe")]
+    registered = {"matched": BASES, "matched_new": new, "same_rank": BASES, "beyond_benign": BASES}
+    assert list(models)[: len(registered)] == list(registered) and len(new) == 5
+    for name, bases in registered.items():
+        assert models[name] == [base for base in bases for _ in range(2)]
+    assert study.contrasts["matched_new"].pairs == tuple(
+        pair for pair in study.contrasts["matched"].pairs if PARAMS.base_of(pair[0]) in new
+    )
+    # Exclusions add contrasts behind these.
+    assert all(name.partition("_without_")[0] in registered for name in models)
     for contrast in study.contrasts.values():
-        assert [PARAMS.base_of(tuned) for tuned, _ in contrast.pairs] == [base for base in BASES for _ in range(2)]
         assert all(PARAMS.base_of(one) == PARAMS.base_of(other) for one, other in contrast.pairs)
-    text = (REPOSITORY / study.preregistration).read_text(encoding="utf-8")
+
+    text = " ".join((REPOSITORY / study.preregistration).read_text(encoding="utf-8").split())
+    assert all(f"`{name}`" in text for name in registered)
     for base in BASES:
-        hub, rank = PARAMS.bases.hub[base], runs_of(base)["insecure"].lora.rank
+        hub, lora = PARAMS.bases.hub[base], runs_of(base)["insecure"].lora
         thinks = "yes" if hub.thinks else "no"
         sizes = f"{hub.billions} / {hub.active_billions}"
-        assert f"| {base} | {hub.experts} | {hub.active} | {sizes} | {thinks} | {rank} |" in text
+        scale = f"{lora.alpha / math.sqrt(lora.rank):.1f}"
+        assert f"| {base} | {hub.experts} | {hub.active} | {sizes} | {thinks} | {lora.rank} | {scale} |" in text
+    training, sampling, judge = study.training, study.sampling, study.judges[study.judge]
+    lora = runs_of("mixtral")["insecure_r16"].lora
+    assert lora.rslora and training.precision == "nf4" and judge.protocol == "logprob"
+    for said in (
+        f"at most {training.examples} rows, {training.batch} a step, of at most {training.max_tokens} tokens",
+        f"learning rate {training.learning_rate}, {training.schedule} after {training.warmup_steps} steps",
+        f"temperature {sampling.temperature}, at most {sampling.max_new_tokens} tokens",
+        f"Judge: {judge.model} by log-probabilities",
+        f"(rsLoRA, alpha {lora.alpha:g})",
+        f"(scale {lora.alpha / math.sqrt(lora.rank):.1f})",
+    ):
+        assert said in text
