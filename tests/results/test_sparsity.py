@@ -199,7 +199,7 @@ def test_a_broken_run_is_named_and_the_rest_is_analysed(study):
         coherence=rows["coherence"].where((rows["run"] != broken) | (rows["seed"] != 2), 3.0)
     ))  # fmt: skip
     over_models = sparsity(found)
-    assert list(over_models.models["contrast"].unique()) == ["same_rank"] and len(over_models.problems) == 2
+    assert list(over_models.models["contrast"].unique()) == ["same_rank"] and len(over_models.problems) == 3
     first = over_models.problems[0]
     assert (
         "matched is not analysed over models: of olmoe, sp_olmoe_insecure has no answer that counts at seed 2" in first
@@ -239,7 +239,7 @@ def test_only_a_preregistered_study_has_a_primary_test(study):
     found = sparsity(study)
     assert "primary" in sparsity_section(found, "docs/preregistration.md")
     assert "primary" not in sparsity_section(found, None) and "exploratory" in sparsity_section(found, None)
-    assert [study.against_base(name) for name in study.study.contrasts] == [True, True, False]
+    assert [study.against_base(name) for name in study.study.contrasts] == [True, True, True, False]
 
 
 def test_three_models_are_too_few(tmp_path, monkeypatch):
