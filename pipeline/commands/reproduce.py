@@ -24,10 +24,11 @@ from pipeline.params.load import load_params
 from pipeline.params.schema import Params
 from pipeline.running.choose import choose_study
 from pipeline.running.committed import compare_with_committed
-from pipeline.running.dvc import is_changed, wait_for_left_over
+from pipeline.running.dvc import wait_for_left_over
 from pipeline.running.levels import LEVELS, fetch_level
 from pipeline.running.local import default_jobs, reproduce
 from pipeline.running.progress import clock
+from pipeline.running.status import is_changed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

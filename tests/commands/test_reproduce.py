@@ -19,9 +19,10 @@ from pipeline.common.errors import UserError
 from pipeline.params.load import load_params
 from pipeline.params.schema import RUN_STAGES
 from pipeline.running import local
-from pipeline.running.dvc import is_changed, repository, repro, wait_for_left_over
+from pipeline.running.dvc import repository, repro, wait_for_left_over
 from pipeline.running.local import share_out
 from pipeline.running.progress import Progress
+from pipeline.running.status import is_changed
 from tests.support.checkout import BASE, REPOSITORY, TUNED, checkout, environment, hashes, reproduce, run
 from tests.support.quick_yaml import safe_dump
 

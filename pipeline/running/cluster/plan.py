@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.common.errors import UserError
 from pipeline.params.schema import Params
-from pipeline.running.dvc import out_of_date
+from pipeline.running.status import out_of_date
 
 
 @dataclass(frozen=True, kw_only=True)
