@@ -270,9 +270,11 @@ def sparsity_section(found: Sparsity, preregistration: str | None) -> str:
     if preregistration:
         done = found.tests["contrast"].iloc[0] == found.first
         primary = (
-            "the first row is the primary test, two-sided; all\nothers are secondary."
+            "the first row is the primary test, two-sided; what\nthe others count for is said there."
             if done
-            else (f"the primary test, of `{found.first}`, is\nnot among these rows, which are secondary.")
+            else f"the primary test, of `{found.first}`, is\nnot among these rows, which count for what is said there."
+                f"the primary test, of `{found.first}`, is\nnot among these rows, which count for what is said there."
+            )
         )
         status = f"What is tested was fixed in {preregistration}: {primary}"
     return f"""
