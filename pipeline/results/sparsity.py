@@ -269,13 +269,9 @@ def sparsity_section(found: Sparsity, preregistration: str | None) -> str:
     status = "All rows are exploratory: nothing fixed before the runs which of them would count."
     if preregistration:
         done = found.tests["contrast"].iloc[0] == found.first
-        primary = (
-            "the first row is the primary test, two-sided; what\nthe others count for is said there."
-            if done
-            else f"the primary test, of `{found.first}`, is\nnot among these rows, which count for what is said there."
-                f"the primary test, of `{found.first}`, is\nnot among these rows, which count for what is said there."
-            )
-        )
+        primary = "the first row is the primary test, two-sided; what\nthe others count for is said there."
+        if not done:
+            primary = f"the primary test, of `{found.first}`, is\nnot among these rows, which count for what is said there."
         status = f"What is tested was fixed in {preregistration}: {primary}"
     return f"""
 ## Sparsity
