@@ -271,7 +271,7 @@ def sparsity_section(found: Sparsity, preregistration: str | None) -> str:
         done = found.tests["contrast"].iloc[0] == found.first
         primary = "the first row is the primary test, two-sided; what\nthe others count for is said there."
         if not done:
-            primary = f"the primary test, of `{found.first}`, is\nnot among these rows, which count for what is said there."
+            primary = f"the primary test, of `{found.first}`, is\nnot in these rows; what they count for is said there."
         status = f"What is tested was fixed in {preregistration}: {primary}"
     return f"""
 ## Sparsity
