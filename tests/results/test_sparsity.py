@@ -206,7 +206,7 @@ def test_a_broken_run_is_named_and_the_rest_is_analysed(study):
     )
     assert "docs/preregistration.md" in first and "matched_without_MODEL" in first
     section = sparsity_section(over_models, "docs/preregistration.md")
-    assert first in section and "the primary test, of `matched`, is\nnot among these rows" in section
+    assert first in section and "the primary test, of `matched`, is\nnot in these rows" in section
     assert "| matched | - | - | models, n = 8 |" in " ".join(headline(found).split())
     assert set(found.metrics()) == {"same_rank", "least_coherence"}
     alone = replace(over_models, models=over_models.models.iloc[:0])
