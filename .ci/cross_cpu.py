@@ -31,9 +31,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=MODELS, help="processors as `qemu-x86_64 -cpu help` lists them")
     parser.add_argument("--worker", choices=("avx2", "without"), help=argparse.SUPPRESS)
+    parser.add_argument("--emulated", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        return do_stages(avx2=arguments.worker == "avx2")
+        return do_stages(avx2=arguments.worker == "avx2", emulated=arguments.emulated)
     sys.path.insert(0, str(ROOT))  # a worker imports the copy that it is in
     if shutil.which(EMULATOR) is None:
         print(f"error: {EMULATOR} is not here (Debian: apt-get install qemu-user). Nothing was compared.")
@@ -99,7 +100,12 @@ def run(folder: Path, model: str | None) -> str:
     """Do the stages in `folder` on a processor (None: this one); what went wrong, "" when nothing did."""
     python = [os.path.realpath(sys.executable)]
     command = python if model is None else [EMULATOR, "-cpu", model, *python]
-    command += [__file__, "--worker", "without" if model in WITHOUT_AVX2 else "avx2"]
+    command += [
+        __file__,
+        "--worker",
+        "without" if model in WITHOUT_AVX2 else "avx2",
+        *([] if model is None else ["--emulated"]),
+    ]
     # The real interpreter does not know the environment that it is linked from.
     paths = [str(folder), *(path for path in sys.path if path.endswith("site-packages"))]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
@@ -111,12 +117,26 @@ def run(folder: Path, model: str | None) -> str:
     return f"exit status {done.returncode}: {lines[-1] if lines else 'no output'}"
 
 
-def do_stages(*, avx2: bool) -> int:
-    """Do every stage in this process, which imports torch once."""
+def do_stages(*, avx2: bool, emulated: bool) -> int:
+    """Do every stage in this process, which imports torch once.
+
+    qemu-user crashes in NumPy's AVX2 sort of longer arrays, and in processes that are forked to draw: there NumPy uses
+    older kernels, and one thread draws. What the stages write may depend on neither.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
     from pipeline.common import numerics
 
     # /proc/cpuinfo is the host's under emulation.
     numerics.has_avx2 = lambda: avx2
+    if emulated:
+        chosen = numerics.kernels()
+        disabled = f"{chosen.get('NPY_DISABLE_CPU_FEATURES', '')} AVX2 FMA3" if avx2 else ""
+        numerics.kernels = lambda: chosen | ({"NPY_DISABLE_CPU_FEATURES": disabled.strip()} if disabled else {})
+        numerics.pin_kernels()  # before NumPy is imported
+        from pipeline.results.figures import draw
+
+        draw.ProcessPoolExecutor = lambda *_, **__: ThreadPoolExecutor(1)
     from pipeline.__main__ import STAGES as STAGE_OF
     from pipeline.__main__ import main as pipeline
     from tests.support.checkout import BASE, TUNED
