@@ -19,6 +19,8 @@ SPREAD = 4
 STAND_IN = "insecure"
 # Of runs: so many steps for all, and answers of the last adapter alone.
 LEFT_OUT = ("epochs", "trajectory", "tags")
+# Of bases: `pin` holds them to the configuration, which has few layers here.
+OF_ALL_LAYERS = ("billions", "active_billions")
 
 
 def kind(run: Run) -> str:
@@ -101,7 +103,11 @@ def cut(content: dict[str, Any], params: Params, study: str, runs: dict[str, str
     mine["expectations"] = list(pairs.values())
     mine["contrasts"] = {run: {"pairs": [pair]} for run, pair in pairs.items()}
     bases = {params.base_of(run) for run in runs}
-    hub = {name: entry for name, entry in content["bases"]["hub"].items() if name in bases}
+    hub = {
+        name: {key: value for key, value in entry.items() if key not in OF_ALL_LAYERS}
+        for name, entry in content["bases"]["hub"].items()
+        if name in bases
+    }
     return {
         "studies": {study: mine},
         "bases": content["bases"] | {"hub": {name: entry | {"revision": REVISION} for name, entry in hub.items()}},
