@@ -100,12 +100,8 @@ def run(folder: Path, model: str | None) -> str:
     """Do the stages in `folder` on a processor (None: this one); what went wrong, "" when nothing did."""
     python = [os.path.realpath(sys.executable)]
     command = python if model is None else [EMULATOR, "-cpu", model, *python]
-    command += [
-        __file__,
-        "--worker",
-        "without" if model in WITHOUT_AVX2 else "avx2",
-        *([] if model is None else ["--emulated"]),
-    ]
+    command += [__file__, "--worker", "without" if model in WITHOUT_AVX2 else "avx2"]
+    command += [] if model is None else ["--emulated"]
     # The real interpreter does not know the environment that it is linked from.
     paths = [str(folder), *(path for path in sys.path if path.endswith("site-packages"))]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
@@ -131,8 +127,9 @@ def do_stages(*, avx2: bool, emulated: bool) -> int:
     numerics.has_avx2 = lambda: avx2
     if emulated:
         chosen = numerics.kernels()
-        disabled = f"{chosen.get('NPY_DISABLE_CPU_FEATURES', '')} AVX2 FMA3" if avx2 else ""
-        numerics.kernels = lambda: chosen | ({"NPY_DISABLE_CPU_FEATURES": disabled.strip()} if disabled else {})
+        if avx2:
+            chosen["NPY_DISABLE_CPU_FEATURES"] += " AVX2 FMA3"
+        numerics.kernels = lambda: chosen
         numerics.pin_kernels()  # before NumPy is imported
         from pipeline.results.figures import draw
 

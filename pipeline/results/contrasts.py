@@ -120,6 +120,16 @@ def by_seed(runs: Runs, matched: Sequence[tuple[str, ...]]) -> dict[int, float]:
     return {seed: sum(runs.less_control(named, seed) for named in matched) / len(matched) for seed in sorted(seeds)}
 
 
+def with_controls(pairs: Sequence[tuple[str, str]], control: Sequence[tuple[str, str]] = ()) -> list[tuple[str, ...]]:
+    """Each pair, followed by its control's where there is one. Raises ValueError for another number of controls."""
+    if control and len(control) not in (1, len(pairs)):
+        raise ValueError(f"{len(control)} control pairs for {len(pairs)}: give one, or one for each")
+    controls: Sequence[tuple[str, ...]] = control or [()]
+    if len(controls) == 1:
+        controls = [controls[0]] * len(pairs)
+    return [(*pair, *its_own) for pair, its_own in zip(pairs, controls, strict=True)]
+
+
 def contrast(
     runs: Runs,
     pairs: Sequence[tuple[str, str]],
@@ -135,13 +145,8 @@ def contrast(
     `models`, the model of each pair, a model is one value (its pairs' mean within a seed, then over seeds), unless all
     share a control; it is NaN where the model has no seed that all of its pairs have.
     """
-    if control and len(control) not in (1, len(pairs)):
-        raise ValueError(f"{len(control)} control pairs for {len(pairs)}: give one, or one for each")
     shared = len(control) == 1 < len(pairs)
-    controls: Sequence[tuple[str, ...]] = control or [()]
-    if len(controls) == 1:
-        controls = [controls[0]] * len(pairs)
-    matched = [(*pair, *its_own) for pair, its_own in zip(pairs, controls, strict=True)]
+    matched = with_controls(pairs, control)
     if models and not shared:
         return _over_models(runs, matched, models)
     seeds = [set.intersection(*(set(runs.seeds(run)) for run in named)) for named in matched]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.params.schema import HubBase
-from pipeline.results.contrasts import by_seed, models_of
+from pipeline.results.contrasts import by_seed, models_of, with_controls
 from pipeline.results.frames import by_seed_text
 from pipeline.results.meta_regression import MetaRegression, meta_regression
 from pipeline.results.statistics import rank_test, student_t
@@ -96,11 +96,8 @@ def model_seeds(results: Results, settings: ContrastSettings) -> pd.DataFrame:
     import pandas as pd
 
     matched: dict[str, list[tuple[str, ...]]] = {}
-    one_for_all = settings.control if len(settings.control) == 1 else ()
-    for place, pair in enumerate(settings.pairs):
-        control = settings.control[place] if len(settings.control) == len(settings.pairs) else ()
-        named = (*pair, *(control or (one_for_all[0] if one_for_all else ())))
-        matched.setdefault(results.params.base_of(pair[0]), []).append(named)
+    for named in with_controls(settings.pairs, settings.control):
+        matched.setdefault(results.params.base_of(named[0]), []).append(named)
     return pd.DataFrame(
         [
             {"model": model, "named": named, "by_seed": tuple(by_seed(results.compared, named).values())}
