@@ -122,14 +122,9 @@ def _preregistration(params: Params, study: str) -> dict[str, Any] | None:
     file = document.preregistration
     others = {stage for other in params.studies if other != study for stage in params.stages_of(other)}
     own = [stage for stage in params.stages_of(study) if stage not in others]
-    began = [attempt["code"].get("preregistrations") for stage in own for attempt in _attempts(stage)]
+    began = [attempt["code"].get("preregistrations") for stage in own for attempt in read_attempts(stage)]
     at_stages = {"not recorded" if known is None else known.get(file, "not there") for known in began}
     return {"file": file, "sha256": sha256_file(Path(file)), "sha256_when_stages_began": sorted(at_stages)}
-
-
-def _attempts(name: str) -> list[dict[str, Any]]:
-    """A stage's attempts. Both stages that write a base down are one command, after which the ledger names them."""
-    return read_attempts(name.replace("pin_api@", "pin@"))
 
 
 def _sampled_by(params: Params, study: str, stages: dict[str, Any]) -> dict[str, dict[str, list[str]]]:
@@ -151,7 +146,7 @@ def _stage(name: str, codes: list[Any], machines: list[Any]) -> dict[str, Any] |
     environment_removed: the variables that the latest was not given (pipeline/common/environment.py). noted: what the
     stage chose by itself.
     """
-    ordered = _attempts(name)
+    ordered = read_attempts(name)
     if not ordered:
         return None
     done = [place for place, attempt in enumerate(ordered) if attempt.get("outcome") == "done"]

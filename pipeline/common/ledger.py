@@ -62,13 +62,27 @@ def note(**facts: str) -> None:
     _NOTED.update(facts)
 
 
+def path_of(stage: str) -> Path:
+    """Where the stage's ledger is. Both stages that write a base down are one command, after which it is named."""
+    return LEDGER / f"{stage.replace('pin_api@', 'pin@')}.jsonl"
+
+
+def add(stage: str, lines: str) -> None:
+    """Add what another machine's ledger says of the stage: those of its lines that are not here."""
+    path = path_of(stage)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    here = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    with path.open("a", encoding="utf-8") as stream:
+        stream.writelines(f"{line}\n" for line in lines.splitlines() if line not in here)
+
+
 def _append(stage: str, line: dict[str, Any]) -> None:
     try:
         LEDGER.mkdir(parents=True, exist_ok=True)
         # One write of one line: a process killed here leaves all of it or nothing. A full disk may leave a part,
         # which a newline before the next line ends, and which `read_attempts` passes over.
         text = json.dumps(line, sort_keys=True).encode()
-        descriptor = os.open(LEDGER / f"{stage}.jsonl", os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        descriptor = os.open(path_of(stage), os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             size = os.fstat(descriptor).st_size
             cut_short = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
@@ -84,7 +98,7 @@ def read_attempts(stage: str) -> list[dict[str, Any]]:
 
     Lines that a full disk cut short are passed over.
     """
-    path = LEDGER / f"{stage}.jsonl"
+    path = path_of(stage)
     attempts: dict[str, dict[str, Any]] = {}
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):

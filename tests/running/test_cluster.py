@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -15,23 +14,30 @@ import psutil
 import pytest
 
 from pipeline.common.errors import UserError
+from pipeline.common.ledger import path_of
 from pipeline.params.load import load_params
 from pipeline.running.cluster.board import Board
 from pipeline.running.cluster.head import check_address
 from pipeline.running.cluster.plan import gpus, make_plan
+from pipeline.running.cluster.stage import push
+from pipeline.running.dvc import repository, use_remote
 from tests.support.checkout import BASE, TUNED, checkout, environment, hashes, run
 from tests.support.quick_yaml import safe_dump, safe_load
 
 COMMAND = ("-m", "pipeline", "reproduce", "--study", "toy", "--engine", "ray")
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
 STAGE = "pipeline.running.cluster.stage"
-# A site-wide module of the nodes' Python that makes one stage fail while a file is there: a fault of a machine,
-# not of the commit, which is the same when the study is asked for again.
+# A site-wide module of the nodes' Python: faults of machines, not of the commit, which is the same when the study is
+# asked for again. One stage fails while a file is there, and training on one node says where it is and goes no further.
 FAULT = """
-import os, sys
+import os, sys, time
 if sys.orig_argv[-3:] == ["judge", "--run", "judge@" + {run!r}] and os.path.exists({marker!r}):
     print("error: the judge is out for lunch", flush=True)
     os._exit(2)
+if sys.orig_argv[-3:-1] == ["train", "--run"] and os.environ["TMPDIR"] == {slow!r}:
+    open({slow!r} + "/training", "w").close()
+    while True:
+        time.sleep(1)
 """
 # What asks for the judges' resource runs where this runs, one at a time.
 JUDGES = """
@@ -132,7 +138,7 @@ def nodes():
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def wait_for(condition, what: str, seconds: float = 120) -> None:
+def wait_for(condition, what: str, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"{what} never happened"
@@ -145,7 +151,8 @@ def test_a_killed_node_and_a_failed_run_change_no_byte(nodes, finished, tmp_path
     folder = checkout(tmp_path)
     marker = nodes.folder / "lunch"
     marker.touch()
-    (nodes.site / "sitecustomize.py").write_text(FAULT.format(run=BASE, marker=str(marker)))
+    beta = nodes.folder / "beta"
+    (nodes.site / "sitecustomize.py").write_text(FAULT.format(run=BASE, marker=str(marker), slow=str(beta)))
     nodes.start("alpha")
     nodes.start("beta")
     judges = subprocess.run(
@@ -156,13 +163,12 @@ def test_a_killed_node_and_a_failed_run_change_no_byte(nodes, finished, tmp_path
     command, log = [sys.executable, *COMMAND], tmp_path / "log"
     with log.open("w") as stream:
         first = subprocess.Popen(command, cwd=folder, env=nodes.driver(), stdout=stream, stderr=stream)
-    wait_for(lambda: "Ray: 2 nodes, 7 stages to do." in log.read_text(), "a cluster of two nodes", 60)
+    wait_for(lambda: "Ray: 2 nodes, 7 stages to do." in log.read_text(), "a cluster of two nodes")
     # Both runs are trained at once, one on each node.
-    work = nodes.folder / "beta" / f"emoe-{os.getuid()}"
-    wait_for(lambda: list(work.glob("*/train@*/artifacts/bases/e8/seed-2/model.safetensors")), "training on beta", 300)
+    wait_for((beta / "training").exists, "training on beta")
     orphans = nodes.kill("beta")
     assert orphans
-    wait_for(lambda: not any(process.is_running() for process in orphans), "the end of what ran on beta", 10)
+    wait_for(lambda: not any(process.is_running() for process in orphans), "the end of what ran on beta", 60)
     assert first.wait(300) == 2, log.read_text()
     output = log.read_text()
     assert "Traceback" not in output
@@ -269,19 +275,52 @@ def test_work_that_is_not_committed_is_refused(tmp_path):
 def test_a_node_that_cannot_take_part_says_why(tmp_path, change, words):
     folder = checkout(tmp_path)
     (tmp_path / ".cache" / "remote").mkdir(parents=True)
-    order = {
-        "stage": f"train@{BASE}",
-        "study": "toy",
-        "remote": "shared",
-        "settings": {"url": str(tmp_path / ".cache" / "remote")},
-        "libraries": {},
-        "cache": "",
-        "data": str(tmp_path / "data"),
-        "lock": {},
-    } | change
+    order = order_for(f"train@{BASE}", tmp_path / ".cache" / "remote") | change
     if order["lock"]:
         made = {"cmd": "python", "outs": [{"path": "artifacts/bases/e8", "hash": "md5", "md5": f"{0:032x}.dir"}]}
         order["lock"] = {"pretrain@e8": made}
+    code, errors = obey(order, folder)
+    assert code == 2 and "Traceback" not in errors
+    assert words in errors.splitlines()[-1]
+
+
+def test_a_stage_that_a_dead_node_had_pushed_is_restored_with_its_ledger(finished, tmp_path, monkeypatch):
+    """Its node died before the head knew: the next one need not do the work again, and knows who did it."""
+    first, remote, stage = tmp_path / "first", tmp_path / "remote", "pretrain@e8"
+    shutil.copytree(finished[0], first)
+    remote.mkdir()
+    monkeypatch.chdir(first)
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", "")  # which repository() sets
+    use_remote("shared", {"url": str(remote)})
+    with repository() as repo:
+        push(repo, stage)
+
+    second = checkout(tmp_path / "second")
+    earlier = '{"attempt": "1", "started": "one that failed on this node"}\n'
+    (second / path_of(stage)).parent.mkdir(parents=True)
+    (second / path_of(stage)).write_text(earlier)
+    code, errors = obey(order_for(stage, remote), second)
+    assert code == 0, errors
+    expected = {name: value for name, value in hashes(first).items() if name.startswith("artifacts/bases/")}
+    assert expected and {name: hashes(second).get(name) for name in expected} == expected
+    assert (second / path_of(stage)).read_text() == earlier + path_of(stage).read_text()
+
+
+def order_for(stage: str, remote: Path) -> dict[str, object]:
+    return {
+        "stage": stage,
+        "study": "toy",
+        "remote": "shared",
+        "settings": {"url": str(remote)},
+        "libraries": {},
+        "cache": "",
+        "data": str(remote.parent / "data"),
+        "lock": {},
+    }
+
+
+def obey(order: dict[str, object], folder: Path) -> tuple[int, str]:
+    """Give a stage's process its order; its exit status and what it said on stderr."""
     command = [sys.executable, "-m", STAGE]
     # Standard input stays open: its end would stop the stage.
     with subprocess.Popen(
@@ -291,8 +330,7 @@ def test_a_node_that_cannot_take_part_says_why(tmp_path, change, words):
         process.stdin.write(json.dumps(order) + "\n")
         process.stdin.flush()
         errors = process.stderr.read()
-    assert process.returncode == 2 and "Traceback" not in errors
-    assert words in errors.splitlines()[-1]
+    return process.returncode, errors
 
 
 def test_an_address_where_nothing_listens_is_refused_at_once():

@@ -247,8 +247,4 @@ def keep_records(stage: str, log: str, lines: str) -> None:
     """Add a stage's output to the study's log, and what its node recorded of it to the ledger here."""
     with LOG.open("a", encoding="utf-8") as stream:
         stream.write(f"\n== {stage}\n{log}")
-    path = ledger.LEDGER / f"{stage}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    there = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    with path.open("a", encoding="utf-8") as stream:
-        stream.writelines(f"{line}\n" for line in lines.splitlines() if line not in there)
+    ledger.add(stage, lines)

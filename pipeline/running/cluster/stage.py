@@ -12,13 +12,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pipeline.common import ledger
 from pipeline.common.errors import UserError, with_causes
+from pipeline.common.files import sha256_json
 from pipeline.common.paths import CACHE, PARAMS
 from pipeline.common.processes import end_with_parent, path_of_this_python
 from pipeline.params.folders import have
 from pipeline.params.load import load_params
 from pipeline.params.schema import Params
-from pipeline.running.dvc import repository, told, use_remote, write_lock
+from pipeline.running.dvc import records, repository, told, use_remote, write_lock
 
 
 def main() -> int:
@@ -51,9 +53,23 @@ def do(order: dict[str, Any]) -> None:
         if params.study(order["study"]).world == "hub":
             prepare_hub(params, order["study"], Path(order["data"]), list(lock))
         repo.reproduce(stage, single_item=True, pull=True)
-        # The run cache last: where it names outputs, they are there.
-        repo.push(targets=[stage])
-        repo.push(targets=[stage], run_cache=True)
+        push(repo, stage)
+
+
+def push(repo: Any, stage: str) -> None:
+    """Push the stage's outputs and ledger, then its run cache: what that restores is there.
+
+    A node may die after this and before the head knows; the next one restores the stage, and has the ledger from here.
+    It is kept under the hash of DVC's record of the stage, which is the same for who runs it and for who restores it.
+    """
+    repo.push(targets=[stage])
+    remote = repo.cloud.get_remote()
+    there = remote.fs.join(remote.path, "ledger", f"{sha256_json(records([stage])[stage])}.jsonl")
+    if remote.fs.exists(there):
+        ledger.add(stage, remote.fs.read_text(there))
+    if (here := ledger.path_of(stage)).exists():
+        remote.fs.put_file(str(here), there)
+    repo.push(targets=[stage], run_cache=True)
 
 
 def check_libraries(expected: dict[str, str]) -> None:

@@ -45,7 +45,8 @@ def run_stage(order: dict[str, Any], bundle: bytes, events: Any, *inputs: dict[s
         with log.open("rb") as stream:
             stream.seek(-min(TAIL_BYTES, log.stat().st_size), os.SEEK_END)
             text = stream.read().decode(errors="replace")
-        ledger = folder / ".cache" / "ledger" / f"{stage}.jsonl"
+        # As pipeline/common/ledger.py: path_of has it.
+        ledger = folder / ".cache" / "ledger" / f"{stage.replace('pin_api@', 'pin@')}.jsonl"
         result = {
             "node": node,
             "log": text,
