@@ -15,6 +15,7 @@ import pytest
 
 from pipeline.common.errors import UserError
 from pipeline.common.ledger import path_of
+from pipeline.common.processes import lives
 from pipeline.params.load import load_params
 from pipeline.running.cluster.board import Board
 from pipeline.running.cluster.head import check_address
@@ -168,7 +169,7 @@ def test_a_killed_node_and_a_failed_run_change_no_byte(nodes, finished, tmp_path
     wait_for((beta / "training").exists, "training on beta")
     orphans = nodes.kill("beta")
     assert orphans
-    wait_for(lambda: not any(process.is_running() for process in orphans), "the end of what ran on beta", 60)
+    wait_for(lambda: not any(lives(process) for process in orphans), "the end of what ran on beta", 60)
     assert first.wait(300) == 2, log.read_text()
     output = log.read_text()
     assert "Traceback" not in output
