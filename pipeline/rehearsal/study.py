@@ -17,8 +17,9 @@ ROWS, BATCH, ANSWER_TOKENS = 6, 2, 3
 SPREAD = 4
 # Read where the run's own training set is not here: what is rehearsed is not what the rows say.
 STAND_IN = "insecure"
-# Of runs: so many steps for all, and answers of the last adapter alone.
-LEFT_OUT = ("epochs", "trajectory", "tags")
+# Of runs: so many steps for all, and answers of the adapters after some of them.
+LEFT_OUT = ("epochs", "tags")
+TRAJECTORY = {"every": STEPS - 1, "samples_per_prompt": 1}
 # Of bases: `pin` holds them to the configuration, which has few layers here.
 OF_ALL_LAYERS = ("billions", "active_billions")
 
@@ -27,17 +28,14 @@ def kind(run: Run) -> str:
     """What a run trains, apart from rank and data: the grain at which a rehearsal tells runs apart."""
     if run.data is None:
         return "base"
-    if run.lora is None:
-        return "every parameter"
-    lora = run.lora
-    experts: str = lora.experts if isinstance(lora.experts, str) else f"{len(lora.experts)} experts"
-    experts = {"0 experts": "none", "1 experts": "1 expert"}.get(experts, experts)
-    parts = [
-        f"adapter on {experts}",
-        "attention" if lora.attention else "",
-        "" if lora.router == "frozen" else "router",
-    ]
-    return ", ".join(part for part in parts if part)
+    parts = ["every parameter"]
+    if lora := run.lora:
+        experts: str = lora.experts if isinstance(lora.experts, str) else f"{len(lora.experts)} experts"
+        experts = {"0 experts": "none", "1 experts": "1 expert"}.get(experts, experts)
+        parts = [f"adapter on {experts}"]
+        parts += ["attention"] * lora.attention + ["router"] * (lora.router != "frozen")
+    parts += ["along training"] * (run.trajectory is not None) + ["after another run"] * (run.continues is not None)
+    return ", ".join(parts)
 
 
 def representatives(
@@ -45,8 +43,8 @@ def representatives(
 ) -> dict[str, str]:
     """Run -> its kind: of each family's smallest base, the base alone and the largest run of every kind, in order.
 
-    families: these model types alone. names: these runs, and their bases alone, instead. Raises UserError when no run
-    is left.
+    families: these model types alone. names: these runs, what they continue, and their bases alone, instead. Raises
+    UserError when no run is left.
     """
     sizes: dict[str, tuple[str, int]] = {}
     demands: dict[str, tuple[int, int]] = {}
@@ -57,23 +55,24 @@ def representatives(
             sizes[run] = (config.model_type, sum(base_values(config).values()))
             lora = params.run(run).lora if params.run(run).data is not None else None
             demands[run] = (sizes[run][1], -adapter_values(config, lora) if lora else 0)
-    unknown = sorted(set(names) - {run for run in sizes if params.run(run).continues is None})
+    unknown = sorted(set(names) - set(sizes))
     if unknown:
-        raise UserError(f"study {study} has no run {unknown[0]} that can be rehearsed by itself.")
+        raise UserError(f"study {study} has no run {unknown[0]} that can be rehearsed.")
     chosen: dict[tuple[str, str], str] = {}
     for run in sorted(demands, key=lambda run: demands[run]):
         family = sizes[run][0]
-        if not names and (not families or family in families) and params.run(run).continues is None:
+        if not names and (not families or family in families):
             chosen.setdefault((family, kind(params.run(run))), run)
-    kept = {*names, *chosen.values()}
+    # What a run continues is trained before it, and every trained run is compared with its base.
+    kept = {before for run in (*names, *chosen.values()) for before in params.chain(run)}
     found = {run: kind(params.run(run)) for run in params.runs_of(study) if run in kept}
     if not found:
         known = sorted({family for family, _ in sizes.values()})
         raise UserError(f"study {study} has no runs to rehearse; its families are {', '.join(known) or 'none'}.")
-    # Every trained run is compared with its base.
     bases = {params.base_of(run) for run in found}
     alone = {params.base_of(run): run for run, entry in params.runs_of(study).items() if entry.data is None}
-    return {alone[base]: "base" for base in sorted(bases) if base in alone} | found
+    runs = {alone[base]: "base" for base in sorted(bases) if base in alone} | found
+    return {run: runs[run] for run in sorted(runs, key=lambda run: len(params.chain(run)))}
 
 
 def cut(content: dict[str, Any], params: Params, study: str, runs: dict[str, str], judge_url: str) -> dict[str, Any]:
@@ -119,6 +118,8 @@ def _cut_run(entry: dict[str, Any], params: Params, name: str) -> dict[str, Any]
     kept = {key: value for key, value in entry.items() if key not in LEFT_OUT}
     if entry.get("data") is not None:
         kept["data"] = training_set(params, name)
+    if entry.get("trajectory") is not None:
+        kept["trajectory"] = TRAJECTORY
     return kept
 
 

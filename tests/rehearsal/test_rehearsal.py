@@ -92,6 +92,11 @@ def test_each_kind_of_run_of_each_family_is_rehearsed_once(study: str) -> None:
     assert len(trained) == len(set(trained)) and set(runs) <= local
     families = {KNOWN[params.bases.hub[params.base_of(run)].repository]["model_type"] for run in local}
     assert {family for family, _ in seen} == families == {family for family, what in seen if what == "base"}
+    # What a run continues is rehearsed, and before it.
+    order = list(runs)
+    assert all(order.index(before) <= order.index(run) for run in runs for before in params.chain(run))
+    continues = {family for (family, what) in seen if what.endswith("after another run")}
+    assert continues == ({"llama"} if study == "realignment" else set())
 
 
 def test_runs_are_rehearsed_by_name_or_the_largest_of_each_kind() -> None:
@@ -118,7 +123,10 @@ def test_the_cut_study_is_one_that_the_pipeline_takes(
     small = load_params(Path("params.yaml"))
     assert set(small.runs) == set(runs) and small.study(study).training.max_steps == STEPS
     assert all(base.revision == REVISION for base in small.bases.hub.values())
-    assert all(run.epochs is None and run.trajectory is None for run in small.runs.values())
+    assert all(run.epochs is None for run in small.runs.values())
+    along = {name for name, run in small.runs.items() if run.trajectory is not None}
+    assert along == {name for name in runs if params.run(name).trajectory is not None}
+    assert all(0 < run.trajectory.every < STEPS for run in small.runs.values() if run.trajectory is not None)
     assert small.study(study).judges[small.study(study).judge].api_key_env is None
 
 
