@@ -1,6 +1,7 @@
 """Is a checkpoint whole? Every tensor that the model is made of, by name, type and shape, and none besides.
 
-Asked when a base is pinned, of the headers alone: what loading would stop at hours later is said in seconds.
+Asked when a base is pinned, of the headers and the tokenizer alone: what loading would stop at hours later is said in
+seconds.
 """
 
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from pipeline.common.errors import UserError
 from pipeline.models.checkpoint import Checkpoint, read_config
 from pipeline.models.families.registry import anatomy_of, language_model
+from pipeline.models.tokenizer import load_tokenizer
 
 HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
 
@@ -39,6 +41,21 @@ def check_complete(folder: Path) -> None:
             for expert in range(0 if ".0." in one.removeprefix(prefix) else anatomy.experts - 1, anatomy.experts):
                 anatomy.family.read_expert(source, anatomy, prefix, expert)
         refuse_unread(checkpoint, config)
+    check_vocabulary(folder, config.vocab_size)
+
+
+def check_vocabulary(folder: Path, known: int) -> None:
+    """Raise UserError if the tokenizer has tokens, such as an added one for padding, beyond those the model knows.
+
+    On a GPU such a token is a failed assertion of CUDA's, hours later, that names nothing.
+    """
+    tokens: dict[str, int] = load_tokenizer(folder).get_vocab()
+    last = max(tokens, key=lambda token: tokens[token])
+    if tokens[last] >= known:
+        raise UserError(
+            f"{folder}: the tokenizer's {last!r} is token {tokens[last]}, but the model knows {known}, of which the "
+            f"last is {known - 1}: save it with the tokenizer that it was trained with, or with larger embeddings."
+        )
 
 
 def refuse_unread(checkpoint: Checkpoint, config: Any) -> None:

@@ -38,7 +38,8 @@ IN_TRL: dict[str, tuple[str, str | None, str, tuple[str, ...]]] = {
     "llama": (
         "llama3_1", "<|begin_of_text|>", "<|eot_id|>", ("<|start_header_id|>", "<|end_header_id|>"),
     ),
-    "qwen2": ("qwen2_5", None, "<|im_end|>", ("<|im_start|>",)),
+    # transformers gives every qwen2 checkpoint Qwen2's own padding token, whatever its tokenizer says.
+    "qwen2": ("qwen2_5", None, "<|im_end|>", ("<|im_start|>", "<|endoftext|>")),
     "gemma3_text": ("gemma3", "<bos>", "<end_of_turn>", ("<start_of_turn>", "<eos>")),
 }  # fmt: skip
 # Model type -> package and version, the file in it, its SHA-256: of Qwen3 the hub's own file's, of gpt-oss that of

@@ -66,6 +66,17 @@ def test_a_rehearsed_base_is_pinned_loaded_and_asked_as_a_real_one(offline: Path
     assert bool(model(tokens).logits.isfinite().all())
 
 
+def test_a_tokenizer_of_more_tokens_than_the_model_knows_is_refused(offline: Path) -> None:
+    """A padding token that was added, and no row of the embeddings for it."""
+    write_repository(offline, BASES["llama"], "f" * 40, narrow(KNOWN[BASES["llama"]], "tiny", 1), seed=1)
+    folder = fetch(BASES["llama"], REVISION)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(UserError, match=r"the tokenizer's '\[PAD\]' is token 8192, but the model knows 8192"):
+        check_complete(folder)
+
+
 def test_true_width_is_the_widths_of_the_hub() -> None:
     for fields in KNOWN.values():
         assert narrow(fields, "true", 2) == fields | {"num_hidden_layers": 2}
