@@ -94,7 +94,8 @@ def rehearse(params: Params, study: str, runs: dict[str, str], width: str, layer
 
     with serve("pipeline.rehearsal.judge:reply") as url:
         content = read_yaml(PARAMS, "run this from the root of the repository")
-        small = cut(content, params, study, runs, url)  # before gigabytes are written: it says which files are missing
+        # Before gigabytes are written: it says which files are missing.
+        small = cut(content, params, study, runs, layers, url)
         copy_checkout(ROOT, folder)
         bases: dict[str, dict[str, Any]] = {}
         for base in dict.fromkeys(params.base_of(run) for run in runs):

@@ -75,8 +75,10 @@ def representatives(
     return {run: runs[run] for run in sorted(runs, key=lambda run: len(params.chain(run)))}
 
 
-def cut(content: dict[str, Any], params: Params, study: str, runs: dict[str, str], judge_url: str) -> dict[str, Any]:
-    """params.yaml's content with the study cut down to `runs`, its bases to the small ones, its judge to ours."""
+def cut(
+    content: dict[str, Any], params: Params, study: str, runs: dict[str, str], layers: int, judge_url: str
+) -> dict[str, Any]:
+    """params.yaml's content with the study cut down to `runs`, its bases to `layers` layers, its judge to ours."""
     mine = dict(content["studies"][study])
     asked = _smallest_suite(params, study)
     first = next(iter(mine["judges"]))
@@ -110,16 +112,19 @@ def cut(content: dict[str, Any], params: Params, study: str, runs: dict[str, str
     return {
         "studies": {study: mine},
         "bases": content["bases"] | {"hub": {name: entry | {"revision": REVISION} for name, entry in hub.items()}},
-        "runs": {run: _cut_run(content["runs"][run], params, run) for run in runs},
+        "runs": {run: _cut_run(content["runs"][run], params, run, layers) for run in runs},
     }
 
 
-def _cut_run(entry: dict[str, Any], params: Params, name: str) -> dict[str, Any]:
+def _cut_run(entry: dict[str, Any], params: Params, name: str, layers: int) -> dict[str, Any]:
     kept = {key: value for key, value in entry.items() if key not in LEFT_OUT}
     if entry.get("data") is not None:
         kept["data"] = training_set(params, name)
     if entry.get("trajectory") is not None:
         kept["trajectory"] = TRAJECTORY
+    lora = entry.get("lora") or {}
+    if isinstance(lora.get("layers"), list):
+        kept["lora"] = lora | {"layers": sorted({min(layer, layers - 1) for layer in lora["layers"]})}
     return kept
 
 

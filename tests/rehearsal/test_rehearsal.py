@@ -130,7 +130,7 @@ def test_the_cut_study_is_one_that_the_pipeline_takes(
     params = load_params(REPOSITORY / "params.yaml")
     runs = representatives(params, study)
     content = read_yaml(REPOSITORY / "params.yaml", "")
-    write_text(Path("params.yaml"), safe_dump(cut(content, params, study, runs, "http://127.0.0.1:1/v1")))
+    write_text(Path("params.yaml"), safe_dump(cut(content, params, study, runs, 1, "http://127.0.0.1:1/v1")))
     small = load_params(Path("params.yaml"))
     assert set(small.runs) == set(runs) and small.study(study).training.max_steps == STEPS
     assert all(base.revision == REVISION for base in small.bases.hub.values())
@@ -138,6 +138,8 @@ def test_the_cut_study_is_one_that_the_pipeline_takes(
     along = {name for name, run in small.runs.items() if run.trajectory is not None}
     assert along == {name for name in runs if params.run(name).trajectory is not None}
     assert all(0 < run.trajectory.every < STEPS for run in small.runs.values() if run.trajectory is not None)
+    adapters = [run.lora for run in small.runs.values() if run.lora is not None]
+    assert {lora.layers for lora in adapters} <= {"all", (0,)}
     assert small.study(study).judges[small.study(study).judge].api_key_env is None
 
 
