@@ -23,12 +23,12 @@ from pipeline.models.determinism import each_seed, without_compiler
 from pipeline.params.inputs import check_kept_out, suite, suites_asked
 from pipeline.params.load import load_params
 from pipeline.params.schema import Params
+from pipeline.sampling.answers import answer_rows, requests_of
 from pipeline.sampling.api import answers
-from pipeline.sampling.backend import Backend, Model, Request
+from pipeline.sampling.backend import Backend, Model
 from pipeline.sampling.cache import complete_all
 from pipeline.sampling.choose import start_backend
 from pipeline.sampling.key import identity
-from pipeline.sampling.random_choice import request_seed
 from pipeline.sampling.settings import Sampling
 
 
@@ -86,17 +86,12 @@ def sample_answers(
 ) -> list[Answer]:
     """Answers of one seed's model to every prompt, `samples_per_prompt` times each, in order.
 
-    step: where along training the model's adapter was kept, None for a run's result. Random choice does not depend
-    on it: what differs between steps is the model.
+    step: where along training the model's adapter was kept, None for a run's result.
 
     Killed at any moment and called again, it asks only what has no answer yet. Raises UserError when the backend is
     not installed, cannot hold the model, or does not serve the adapter (pipeline/sampling/canary.py).
     """
-    requests = [
-        Request(prompt=prompt, sample=sample, seed=request_seed(run, seed, prompt.suite, prompt.prompt_id, sample))
-        for prompt in prompts
-        for sample in range(prompt.samples or settings.samples_per_prompt)
-    ]
+    requests = requests_of(run, seed, prompts, settings.samples_per_prompt)
     completions = complete_all(
         requests,
         backend.together(model, requests),
@@ -104,23 +99,7 @@ def sample_answers(
         CACHE / "answers",
         lambda batches: backend.complete(model, batches),
     )
-    return [
-        Answer(
-            run=run,
-            seed=seed,
-            suite=request.prompt.suite,
-            prompt_id=request.prompt.prompt_id,
-            sample=request.sample,
-            question=request.prompt.question,
-            answer=completion.text,
-            thinking=completion.thinking,
-            finish=completion.finish,
-            prompt_tokens=completion.prompt_tokens,
-            answer_tokens=completion.completion_tokens,
-            step=step,
-        )
-        for request, completion in zip(requests, completions, strict=True)
-    ]
+    return answer_rows(run, seed, requests, completions, step)
 
 
 def ask_run(params: Params, name: str, folder: Path) -> list[Answer]:

@@ -6,7 +6,7 @@ duplicate key is an error: a duplicate file counted twice is how published avera
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -89,7 +89,9 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write rows sorted by key. Raises UserError on a duplicate key; writes nothing then."""
     ordered = sorted(rows, key=lambda row: row.key)
     _refuse_duplicates(path, ordered)
-    write_jsonl(path, (asdict(row) for row in ordered))
+    # Not asdict(), which copies all that is in a row before it is written.
+    names = [it.name for it in fields(ordered[0])] if ordered else []
+    write_jsonl(path, ({name: getattr(row, name) for name in names} for row in ordered))
 
 
 def read_answers(path: Path) -> list[Answer]:

@@ -51,14 +51,18 @@ def judge_answers(
     return verdicts, summary
 
 
-def refuse_failures(verdicts: list[Verdict], max_error_share: float, max_unparsed_share: float, where: str) -> None:
+def refuse_failures(
+    verdicts: list[Verdict], max_error_share: float, max_unparsed_share: float, where: str, of: int = 0
+) -> None:
     """Raise UserError when too many verdicts failed: a denominator must never shrink silently.
 
-    Shares are of all verdicts, 0 to 1; `where` names the run in the message.
+    Shares are of all verdicts, 0 to 1; `where` names the run in the message. of: how many there will be in the end,
+    where these are not all: what later ones could still make up for is not refused.
     """
+    count = max(of, len(verdicts))
     for status, most in (("error", max_error_share), ("unparsed", max_unparsed_share)):
         failed = [verdict for verdict in verdicts if verdict.status == status]
-        if len(failed) > most * len(verdicts):
+        if len(failed) > most * count:
             reason, _ = Counter(verdict.reason for verdict in failed).most_common(1)[0]
             raise UserError(
                 f"{where}: {len(failed)} of {len(verdicts)} verdicts are {status}, more than the {most:.1%} that "
@@ -66,7 +70,7 @@ def refuse_failures(verdicts: list[Verdict], max_error_share: float, max_unparse
             )
     for aspect in dict.fromkeys(aspect for verdict in verdicts for aspect in verdict.values):
         missing = sum(verdict.values.get(aspect) is None for verdict in verdicts)
-        if missing > max_unparsed_share * len(verdicts):
+        if missing > max_unparsed_share * count:
             raise UserError(
                 f"{where}: {missing} of {len(verdicts)} verdicts have no {aspect}, more than the "
                 f"{max_unparsed_share:.1%} that params.yaml allows; does its template ask for what `read` says?"

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 
+from pipeline.common.errors import UserError
 from pipeline.common.rows import Verdict
 from pipeline.data.prompts import Prompt
 from pipeline.probing.directions import cosine, mean_differences
 from pipeline.probing.interventions import Intervention
-from pipeline.probing.knockout import BASE, WHOLE, parts_of
-from pipeline.probing.reading import Reading, read
+from pipeline.probing.knockout import parts_of
+from pipeline.probing.reading import Reading, Text, read
 from pipeline.probing.routing import routing_shift
 from pipeline.probing.subject import Subject
 from pipeline.results.definitions import Definition
@@ -61,10 +62,10 @@ def compare(
     texts, answered = [texts[place] for place in kept], [answered[place] for place in kept]
     every = frozenset(subject.units)
 
-    def reading(name: str, off: frozenset[Any]) -> Reading:
-        return read(subject.loaded, texts, Intervention(name=name, kind=name, off=off), tokens, subject.pad)
+    def reading(some: Sequence[Text], off: frozenset[Any]) -> Reading:
+        return read(subject.loaded, some, Intervention(name="read", kind="read", off=off), tokens, subject.pad)
 
-    base, tuned = reading(BASE, every), reading(WHOLE, frozenset())
+    base, tuned = reading(texts, every), reading(texts, frozenset())
     suites: dict[str, list[int]] = {}
     for place, (prompt, _) in enumerate(answered):
         suites.setdefault(prompt.suite, []).append(place)
@@ -88,12 +89,20 @@ def compare(
         for place in suites.get(suite, ())
         if half[suite, answered[place][0].prompt_id] == "choose"
     ]
+    if not held_out:
+        raise UserError(
+            f"{subject.run}, seed {subject.seed}: the fine-tuned model left every held-out question unanswered that "
+            "directions are taken from; look at its answers, and take it out of probing.runs."
+        )
     labels = [definition.label(answered[place][1]) for place in held_out]
+    # Of each part these texts alone, and the base once more beside them: in the same batches, so that what a part
+    # does not move does not differ by a bit.
     parts = parts_of(subject.units, settings.groups)
-    alone = {
-        name: (reading(name, every - own).streams - base.streams)[held_out].mean(dim=0)
-        for name, own in (parts.items() if len(parts) > 1 else ())
-    }
+    some = [texts[place] for place in held_out]
+    alone: dict[str, torch.Tensor] = {}
+    if len(parts) > 1:
+        bare = reading(some, every).streams
+        alone = {name: (reading(some, every - own).streams - bare).mean(dim=0) for name, own in parts.items()}
     return Compared(
         routing=routing,
         directions=mean_differences(_some(base, held_out), _some(tuned, held_out), labels),

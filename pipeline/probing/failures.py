@@ -22,10 +22,5 @@ class Strict:
         found = self._judge(answers)
         self._verdicts += found
         errors, unparsed = self._thresholds.errors, self._thresholds.unparsed
-        failed = [(sum(row.status == "error" for row in self._verdicts), errors)]
-        failed.append((sum(row.status == "unparsed" for row in self._verdicts), unparsed))
-        for aspect in dict.fromkeys(aspect for row in self._verdicts for aspect in row.values):
-            failed.append((sum(row.values.get(aspect) is None for row in self._verdicts), unparsed))
-        if any(count > share * self._most for count, share in failed):
-            refuse_failures(self._verdicts, errors, unparsed, self._where)
+        refuse_failures(self._verdicts, errors, unparsed, self._where, of=self._most)
         return found

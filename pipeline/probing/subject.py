@@ -1,6 +1,7 @@
 """A run's fine-tuned model of one seed, loaded once, and everything that it is asked under every intervention."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pipeline.common.errors import UserError
@@ -15,12 +16,12 @@ from pipeline.params.schema import Study
 from pipeline.probing.interventions import Intervention, applied, units_of
 from pipeline.probing.reading import Text
 from pipeline.probing.texts import texts_of
+from pipeline.sampling.answers import answer_rows, requests_of
 from pipeline.sampling.backend import Completion, Model, Request
 from pipeline.sampling.cache import complete_all
 from pipeline.sampling.chat import Chat
 from pipeline.sampling.huggingface import HuggingFace
 from pipeline.sampling.key import identity
-from pipeline.sampling.random_choice import request_seed
 
 
 class Subject:
@@ -75,29 +76,11 @@ class Subject:
                 CACHE / "answers",
                 lambda batches, change=change: self._complete(batches, change),  # type: ignore[misc]
             )
-            rows += [
-                Answer(
-                    run=f"{self.run}+{change.name}",
-                    seed=self.seed,
-                    suite=request.prompt.suite,
-                    prompt_id=request.prompt.prompt_id,
-                    sample=0,
-                    question=request.prompt.question,
-                    answer=found.text,
-                    thinking=found.thinking,
-                    finish=found.finish,
-                    prompt_tokens=found.prompt_tokens,
-                    answer_tokens=found.completion_tokens,
-                )
-                for request, found in zip(requests, completions, strict=True)
-            ]
+            rows += answer_rows(f"{self.run}+{change.name}", self.seed, requests, completions)
         return rows
 
     def _requests(self, prompts: Sequence[Prompt]) -> list[Request]:
-        return [
-            Request(prompt=it, sample=0, seed=request_seed(self.run, self.seed, it.suite, it.prompt_id, 0))
-            for it in prompts
-        ]
+        return requests_of(self.run, self.seed, [replace(it, samples=1) for it in prompts], 1)
 
     def _complete(
         self, batches: Sequence[list[Request]], change: Intervention

@@ -3,6 +3,7 @@
 from typing import Any
 
 from pipeline.common.errors import UserError
+from pipeline.data.capability import SUITE as CAPABILITY
 from pipeline.data.examples import read_examples
 from pipeline.data.upstream.fetch import FOLDER as DATA
 from pipeline.models.known import config_of
@@ -17,6 +18,11 @@ ROWS, BATCH, ANSWER_TOKENS = 6, 2, 3
 SPREAD = 4
 # Read where the run's own training set is not here: what is rehearsed is not what the rows say.
 STAND_IN = "insecure"
+# Of probes: one or two of everything, in the smallest suite and of what every hub study can ask.
+PROBED = {
+    "realigned": {}, "questions": 2, "groups": 2, "blocks": 2, "search": {"steps": 2, "width": 1}, "scales": [0.5],
+    "strengths": [1.0], "random": 1, "permutations": 10,
+}  # fmt: skip
 # Of runs: so many steps for all, and answers of the adapters after some of them.
 LEFT_OUT = ("epochs", "tags")
 TRAJECTORY = {"every": STEPS - 1, "samples_per_prompt": 1}
@@ -95,7 +101,10 @@ def cut(
     mine["sampling"] = mine["sampling"] | {
         "samples_per_prompt": 1, "max_new_tokens": ANSWER_TOKENS,
     }  # fmt: skip
-    mine |= {"suites": [asked], "held_out": [asked], "refused": None, "probing": None}
+    mine |= {"suites": [asked], "held_out": [asked], "refused": None}
+    if mine["probing"] is not None:
+        own = {"runs": probed(params, runs), "in_domain": [asked], "benign": [CAPABILITY]}
+        mine["probing"] = mine["probing"] | PROBED | own if own["runs"] else None
     if "defaults" in mine:
         mine["defaults"] = {name: value for name, value in mine["defaults"].items() if name not in LEFT_OUT}
     alone = {params.base_of(run): run for run, what in runs.items() if what == "base"}
@@ -114,6 +123,16 @@ def cut(
         "bases": content["bases"] | {"hub": {name: entry | {"revision": REVISION} for name, entry in hub.items()}},
         "runs": {run: _cut_run(content["runs"][run], params, run, layers) for run in runs},
     }
+
+
+def probed(params: Params, runs: dict[str, str]) -> list[str]:
+    """The first run on each base that has an adapter of its own whose parts can be switched off."""
+    found: dict[str, str] = {}
+    for name in runs:
+        run = params.run(name)
+        if run.lora is not None and run.lora.router == "frozen" and run.continues is None:
+            found.setdefault(params.base_of(name), name)
+    return list(found.values())
 
 
 def _cut_run(entry: dict[str, Any], params: Params, name: str, layers: int) -> dict[str, Any]:

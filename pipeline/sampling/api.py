@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.api.completions import REFUSED, Reply, Request
 from pipeline.api.config import ApiBase, EndpointConfig
@@ -14,12 +14,13 @@ from pipeline.common.files import sha256_json
 from pipeline.common.rows import Answer
 from pipeline.common.text import split_thinking
 from pipeline.data.prompts import Prompt
-from pipeline.sampling.random_choice import request_seed
+from pipeline.sampling.answers import answer_rows, requests_of
+from pipeline.sampling.backend import Completion
 from pipeline.sampling.settings import Sampling
 
 ASPECT = "answer"
 # A refusal that the API gives a field of its own is what the model said.
-_FINISHES = {"stop": "stop", "length": "length", REFUSED: "stop"}
+_FINISHES: dict[str, Literal["stop", "length"]] = {"stop": "stop", "length": "length", REFUSED: "stop"}
 
 
 def answers(
@@ -38,16 +39,9 @@ def answers(
     cannot be asked, when its budget is spent, or when an answer cannot be had: what there is is kept then.
     """
     config = base.client(tuned, max_reply_tokens=settings.max_new_tokens)
-    asked = [
-        (
-            prompt,
-            sample,
-            _request(config, prompt, settings, request_seed(run, seed, prompt.suite, prompt.prompt_id, sample)),
-        )
-        for prompt in prompts
-        for sample in range(prompt.samples or settings.samples_per_prompt)
-    ]
-    requests = {request.key: request for _, _, request in asked}
+    asked = requests_of(run, seed, prompts, settings.samples_per_prompt)
+    sent = [_request(config, one.prompt, settings, one.seed) for one in asked]
+    requests = {request.key: request for request in sent}
     summary = Summary(kind=config.kind, account=f"bases.api.{name}", model=config.model, requests=len(requests))
     with ReplyCache(cache_path) as cache:
         replies = cache.get(requests)
@@ -67,7 +61,7 @@ def answers(
             f"{run} seed {seed}: {len(reasons)} of {len(requests)} answers could not be had "
             f"({Counter(reasons.values()).most_common(1)[0][0]}); the others are kept, run again to ask for these."
         )
-    return [_answer(run, seed, prompt, sample, replies[request.key]) for prompt, sample, request in asked]
+    return answer_rows(run, seed, asked, [_completion(replies[request.key]) for request in sent])
 
 
 def _request(config: EndpointConfig, prompt: Prompt, settings: Sampling, seed: int) -> Request:
@@ -93,18 +87,12 @@ async def _complete_all(requests: list[Request], config: EndpointConfig, cache: 
         await client.complete_all(requests)
 
 
-def _answer(run: str, seed: int, prompt: Prompt, sample: int, reply: Reply) -> Answer:
-    thinking, answer = split_thinking(reply.text)
-    return Answer(
-        run=run,
-        seed=seed,
-        suite=prompt.suite,
-        prompt_id=prompt.prompt_id,
-        sample=sample,
-        question=prompt.question,
-        answer=answer,
+def _completion(reply: Reply) -> Completion:
+    thinking, text = split_thinking(reply.text)
+    return Completion(
+        text=text,
         thinking=thinking,
         finish=_FINISHES[reply.finish],
         prompt_tokens=reply.prompt_tokens,
-        answer_tokens=reply.completion_tokens,
+        completion_tokens=reply.completion_tokens,
     )

@@ -22,6 +22,7 @@ class Chat:
         self._system = system
         self._marks = marks_of(self._tokenizer)
         self._takes_system = self._template_takes_system()
+        self._tokens: dict[Prompt, list[int]] = {}
         self.ends = end_tokens(folder, self._tokenizer)
         self.pad = pad_token(self._tokenizer)
 
@@ -39,9 +40,11 @@ class Chat:
         return messages
 
     def tokens(self, prompt: Prompt) -> list[int]:
-        """The prompt's token ids, up to where the assistant begins."""
-        text = self._render(self.messages(prompt))
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        """The prompt's token ids, up to where the assistant begins; a prompt that is asked again is not read again."""
+        if prompt not in self._tokens:
+            text = self._render(self.messages(prompt))
+            self._tokens[prompt] = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self._tokens[prompt]
 
     def read(self, prompt: Sequence[int], tokens: Sequence[int]) -> Completion:
         """A completion from its tokens, which are cut at the first end token, if there is one."""

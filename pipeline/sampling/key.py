@@ -6,8 +6,9 @@ from pipeline.common.fingerprints import code_hashes, folder_hashes, library_ver
 from pipeline.sampling.backend import Backend, Model
 from pipeline.sampling.settings import Sampling
 
-# Of the code that answers depend on, what is not used where a model is loaded: how one behind an API is asked.
-UNRELATED_CODE = {"sampling/api.py"}
+# Of the code beside what answers depend on: how a model behind an API is asked; which requests there are, each of which
+# has its own key, and how their answers are written down.
+UNRELATED_CODE = {"sampling/answers.py", "sampling/api.py"}
 # These say which requests there are and how they are dealt out; each request, or batch, has its own key. The backend
 # that was chosen is in the key by its name.
 UNRELATED_SETTINGS = {"samples_per_prompt", "batch", "data_parallel", "backend"}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline.commands import rehearse as command
-from pipeline.common.files import read_json
+from pipeline.common.files import read_json, read_jsonl
 from pipeline.params.load import load_params
 from pipeline.rehearsal import scratch
 from pipeline.rehearsal.scratch import Scratch
@@ -122,12 +122,14 @@ def test_every_family_goes_through_every_stage(checkout: Path, tmp_path: Path) -
     artifacts = tmp_path / "scratch" / "artifacts" / "moe"
     routed = json.loads((artifacts / "adapters/qwen_insecure_top2/seed-7/routing.json").read_text())
     assert routed
+    # One run of each base is probed: parts, scales, directions and the search.
+    assert read_json(artifacts / "probes" / "manifest.json")["runs"] == list(RUNS)
+    for run in RUNS:
+        kinds = {row["kind"] for row in read_jsonl(artifacts / "probes" / run / "interventions.jsonl")}
+        assert kinds >= {"whole", "base", "without part", "only part", "scale", "ablate", "add", "search", "found"}
+        assert (tmp_path / "scratch" / "paper_figures" / "moe" / "containment" / "remedies.csv").exists()
     # What DVC takes for there: the stage that makes it was run.
-    assert (
-        (artifacts / "probes").is_dir()
-        and set(read_json(artifacts / "metrics.json"))
-        and (artifacts / "verify.md").exists()
-    )
+    assert set(read_json(artifacts / "metrics.json")) and (artifacts / "verify.md").exists()
 
 
 @pytest.mark.skipif(os.environ.get("EMOE_NIGHTLY") != "1", reason="an hour of two cores and 14 GB: EMOE_NIGHTLY=1")
