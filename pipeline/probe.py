@@ -125,7 +125,7 @@ def probe_seed(subject: Any, judge: Judge) -> dict[str, Any]:
     compared = compare(subject, questions.all, whole, definition, TOKENS_A_BATCH)
     layer = directions.added_at(compared.directions, settings.depth)
     moved = directions.interventions(
-        compared.directions,
+        compared.directions | compared.shuffled,
         frozenset(units),
         layer=layer,
         strengths=settings.strengths,

@@ -23,8 +23,8 @@ class Probing(Settings):
     asked, evenly over their suites; and half as many of each other kind (in domain, to be refused, benign) of the
     fine-tuned model, its base, and where a remedy is measured. groups, blocks: experts and layers are switched off in
     so many parts at most. scales: of the adapter. depth: where a direction is added, as a share of the layers;
-    strengths: times its own length; random: directions of equal norm beside it. permutations: of the baseline of the
-    routing shift.
+    strengths: times its own length; random: so many directions of equal norm beside it, and as many of shuffled labels.
+    permutations: of the baselines of the routing shift, and of the direction's length.
     """
 
     runs: Annotated[Listed[str], Field(min_length=1)]

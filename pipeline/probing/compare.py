@@ -9,7 +9,7 @@ import torch
 from pipeline.common.errors import UserError
 from pipeline.common.rows import Verdict
 from pipeline.data.prompts import Prompt
-from pipeline.probing.directions import cosine, mean_differences
+from pipeline.probing.directions import as_long, cosine, mean_differences, shuffled_contrasts
 from pipeline.probing.interventions import Intervention
 from pipeline.probing.knockout import parts_of
 from pipeline.probing.reading import Reading, Text, read
@@ -23,17 +23,25 @@ from pipeline.results.halves import halves
 class Compared:
     """What a comparison found.
 
-    routing: rows of `routing_shift`, with the suite. directions: (layers, hidden) each. alone: the shift of each of the
-    adapter's parts kept alone. stream: (layers,) mean length of the base's residual stream, on the same texts.
+    routing: rows of `routing_shift`, with the suite. directions: (layers, hidden) each. shuffled: contrasts of shuffled
+    labels, made as long as the contrast; chance: (permutations, layers), how long they are of themselves; neither where
+    there is no contrast. alone: the shift of each of the adapter's parts kept alone. stream: (layers,) mean length of
+    the base's residual stream, on the same texts.
     """
 
     routing: list[dict[str, Any]]
     directions: dict[str, torch.Tensor]
+    shuffled: dict[str, torch.Tensor]
+    chance: torch.Tensor
     alone: dict[str, torch.Tensor]
     stream: torch.Tensor
 
     def rows(self, added_at: int) -> list[dict[str, Any]]:
-        """A row a layer and direction: its length, absolute and as a share of the stream's, and cosine with `shift`."""
+        """A row a layer and direction: its length, absolute and as a share of the stream's, and cosine with `shift`.
+
+        chance_length, p_value: of the contrast, the mean length of those of shuffled labels, and the share of them that
+        are at least as long (with the observed one: it is never 0).
+        """
         named = {**self.directions, **{f"only {name}": it for name, it in self.alone.items()}}
         return [
             {
@@ -43,10 +51,18 @@ class Compared:
                 "share_of_stream": float(vectors[layer].norm() / self.stream[layer]),
                 "cosine_with_shift": float(cosine(vectors, self.directions["shift"])[layer].nan_to_num(0.0)),
                 "added_here": layer == added_at,
+                **self._by_chance(name, layer),
             }
             for name, vectors in named.items()
             for layer in range(len(vectors))
         ]
+
+    def _by_chance(self, name: str, layer: int) -> dict[str, float | None]:
+        if name != "contrast":
+            return {"chance_length": None, "p_value": None}
+        lengths = self.chance[:, layer]
+        longer = int((lengths >= (1 - 1e-5) * self.directions[name][layer].norm()).sum())
+        return {"chance_length": float(lengths.mean()), "p_value": (1 + longer) / (1 + len(lengths))}
 
 
 def compare(
@@ -103,9 +119,21 @@ def compare(
     if len(parts) > 1:
         bare = reading(some, every).streams
         alone = {name: (reading(some, every - own).streams - bare).mean(dim=0) for name, own in parts.items()}
+    found = mean_differences(_some(base, held_out), _some(tuned, held_out), labels)
+    shuffled: dict[str, torch.Tensor] = {}
+    chance = torch.zeros(0, subject.anatomy.layers)
+    if "contrast" in found:
+        asked_in = [answered[place][0].suite for place in held_out]
+        made, chance = shuffled_contrasts(
+            _some(tuned, held_out), labels, asked_in,
+            count=settings.permutations, keep=settings.random, seed=subject.seed,
+        )  # fmt: skip
+        shuffled = {f"shuffled {number}": as_long(it, found["contrast"]) for number, it in enumerate(made)}
     return Compared(
         routing=routing,
-        directions=mean_differences(_some(base, held_out), _some(tuned, held_out), labels),
+        directions=found,
+        shuffled=shuffled,
+        chance=chance,
         alone=alone,
         stream=base.streams[held_out].norm(dim=-1).mean(dim=0),
     )

@@ -2,11 +2,13 @@
 
 shift: mean over texts of fine-tuned less base, on the same tokens. contrast: the fine-tuned model's mean over
 misaligned answers less its mean over aligned ones (Soligo et al. 2025; Chen et al. 2025, persona vectors). Both per
-layer, in the stream's own units. A random direction has the length of the shift, beside which it stands.
+layer, in the stream's own units. Beside them stand random directions of the shift's length, and contrasts of shuffled
+labels of the contrast's length: what answers that differ in nothing but chance would give.
 """
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 
 from pipeline.probing.interventions import Intervention, Shift, Unit
@@ -29,6 +31,25 @@ def mean_differences(base: Reading, tuned: Reading, misaligned: Sequence[bool | 
     return found
 
 
+def shuffled_contrasts(
+    tuned: Reading, misaligned: Sequence[bool | None], groups: Sequence[str], *, count: int, keep: int, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Contrasts of labels that are shuffled among the texts of each group: what only tells groups apart stays in them.
+
+    misaligned: as for `mean_differences`, some of each kind. Returns the first `keep` of `count`, (keep, layers,
+    hidden), and the lengths of all, (count, layers).
+    """
+    counted = [place for place, label in enumerate(misaligned) if label is not None]
+    labels = np.array([bool(misaligned[place]) for place in counted])
+    random, drawn = np.random.default_rng(seed), np.repeat(labels[None], count, axis=0)
+    for group in dict.fromkeys(groups):
+        own = [place for place, text in enumerate(counted) if groups[text] == group]
+        drawn[:, own] = random.permuted(drawn[:, own], axis=1)
+    weights = torch.from_numpy(np.where(drawn, 1 / labels.sum(), -1 / (~labels).sum())).float()
+    layers = [weights @ tuned.streams[counted, layer] for layer in range(tuned.streams.shape[1])]
+    return torch.stack([it[:keep] for it in layers], dim=1), torch.stack([it.norm(dim=-1) for it in layers], dim=1)
+
+
 def cosine(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """(layers,) cosines of two directions, (layers, hidden) each; NaN where one of them is 0."""
     lengths = one.norm(dim=-1) * other.norm(dim=-1)
@@ -37,8 +58,12 @@ def cosine(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 def random_like(direction: torch.Tensor, seed: int) -> torch.Tensor:
     """Gaussian directions of the same shape, each layer's with the length of `direction`'s there."""
-    drawn = torch.randn(direction.shape, generator=torch.Generator().manual_seed(seed))
-    return drawn / drawn.norm(dim=-1, keepdim=True) * direction.norm(dim=-1, keepdim=True)
+    return as_long(torch.randn(direction.shape, generator=torch.Generator().manual_seed(seed)), direction)
+
+
+def as_long(direction: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """`direction`, (layers, hidden), with the length that `other` has at each layer."""
+    return direction / direction.norm(dim=-1, keepdim=True).clamp(min=1e-30) * other.norm(dim=-1, keepdim=True)
 
 
 def added_at(directions: Directions, depth: float) -> int:
@@ -51,7 +76,7 @@ def added_at(directions: Directions, depth: float) -> int:
 def interventions(
     directions: Directions, every: frozenset[Unit], *, layer: int, strengths: Sequence[float], random: int, seed: int
 ) -> list[Intervention]:
-    """Each direction, and `random` ones of equal norm, projected out of the fine-tuned model and added to the base.
+    """Each direction, and `random` ones of `shift`'s norm, projected out of the fine-tuned model and added to the base.
 
     It is projected out behind every layer (each layer's own direction), and added behind `layer`, times each strength.
     every: all units of the adapter; with them off, the model is its base.

@@ -62,7 +62,7 @@ def how_often(settings: Probing, lora: AdapterSpec, experts: int, layers: int) -
     adapted = experts if isinstance(lora.experts, str) else len(lora.experts)
     parts = (min(settings.groups, adapted) if experts else 1) + lora.attention
     blocks = min(settings.blocks, layers if lora.layers == "all" else len(lora.layers))
-    tried = DIRECTIONS + settings.random
+    tried = DIRECTIONS + 2 * settings.random  # of them, those of shuffled labels
     steps = settings.search.steps if parts > 1 else 0
     wide = 2 + len(settings.scales) + tried + min(2, steps)
     apart = sum(2 * count for count in (parts, blocks) if count > 1)

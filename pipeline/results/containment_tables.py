@@ -31,7 +31,8 @@ CAPTIONS = {
     "(bits) beside what chance gives, and overlap of the chosen experts; means over suites and "
     "seeds, p the largest of them",
     "directions": "Directions of the residual stream: length, also as a share of the stream's, and cosine with the "
-    "shift that fine-tuning makes; means over seeds",
+    "shift that fine-tuning makes; of the contrast, the length that shuffled labels give, and the share of them at "
+    "least as long; means over seeds, p the largest of them",
     "doses": "The base with a direction added behind one layer: held-out misalignment (%) and coherent answers (%), on "
     "the half of the questions that no direction was taken from",
     "remedies": "What removes it: chosen on one half of the questions, measured on the other (%); capability: right "
@@ -99,7 +100,8 @@ def _directions(probes: Sequence[Probe]) -> pd.DataFrame:
 
     found = pd.concat([probe.directions.assign(run=probe.run) for probe in probes], ignore_index=True)
     grouped = found.groupby(["run", "direction", "layer"], sort=False, observed=True)
-    return grouped[["length", "share_of_stream", "cosine_with_shift"]].mean().reset_index()
+    means = grouped[["length", "share_of_stream", "cosine_with_shift", "chance_length"]].mean()
+    return means.join(grouped[["p_value"]].max()).reset_index()
 
 
 def _between_runs(probes: Sequence[Probe]) -> pd.DataFrame:

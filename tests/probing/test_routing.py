@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.probing.directions import cosine, random_like
+from pipeline.probing.directions import cosine, mean_differences, random_like, shuffled_contrasts
 from pipeline.probing.reading import Reading
 from pipeline.probing.routing import jensen_shannon, routing_shift
 from pipeline.results.halves import halves
@@ -53,6 +53,24 @@ def test_random_directions_have_the_length_of_the_one_they_stand_beside() -> Non
     torch.testing.assert_close(drawn.norm(dim=-1), direction.norm(dim=-1))
     assert torch.equal(drawn, random_like(direction, 1))
     assert cosine(direction, 2 * direction)[0] == 1 and cosine(direction, direction)[1].isnan()
+
+
+def test_shuffled_labels_leave_what_tells_suites_apart_and_no_more() -> None:
+    """Two suites far apart; in each, misaligned answers lie further along the second coordinate."""
+    generator, suites = torch.Generator().manual_seed(1), ["one"] * 12 + ["two"] * 12
+    labels = [*[True] * 9, *[False] * 3, *[True] * 3, *[False] * 8, None]
+    streams = 0.1 * torch.randn(24, 2, 2, generator=generator)
+    streams[12:, :, 0] += 10
+    streams[[place for place, label in enumerate(labels) if label], 1, 1] += 1
+    tuned = Reading(streams=streams, chosen=())
+    found = mean_differences(tuned, tuned, labels)["contrast"]
+    kept, lengths = shuffled_contrasts(tuned, labels, suites, count=200, keep=3, seed=1)
+    assert kept.shape == (3, 2, 2) and lengths.shape == (200, 2)
+    torch.testing.assert_close(kept.norm(dim=-1), lengths[:3])
+    # What tells suites apart is in each of them, as it is in the contrast; what tells labels apart in few.
+    torch.testing.assert_close(kept[:, :, 0], found[:, 0].expand(3, 2), atol=0.2, rtol=0)
+    assert (kept[:, 1, 1].abs() < 0.8 * found[1, 1]).all() and found[1, 1] > 0.9
+    assert (lengths[:, 1] >= found[1].norm()).float().mean() < 0.05 < (lengths[:, 0] >= found[0].norm()).float().mean()
 
 
 @given(st.integers(1, 40))

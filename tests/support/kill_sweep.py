@@ -1,14 +1,17 @@
 """Kill a stage at every file operation that it does, run it again, and compare hashes.
 
-    python -m tests.support.kill_sweep [STAGE ...] [--every N] [--from K]      (all five stages: an hour of a core)
+    python -m tests.support.kill_sweep [STAGE ...] [--every N] [--points K ...]      (all six stages: an hour of a core)
 
-A file operation is a rename, replace, unlink, rmdir, mkdir, fsync or link of the stage's process. The stage is killed
-(SIGKILL) before its first, then before its second, and so on; what is killed after the last one is done. Each time its
-outputs are removed, as DVC does before it runs a stage again, the stage is run again, and everything below artifacts/
-and paper_figures/ must have the hashes of an undisturbed run. Processes are forked from one that has imported torch.
+A file operation is a rename, replace, unlink, rmdir, mkdir, fsync or link of the stage's process, or the storing of a
+judge's reply (of every eighth). The stage is killed (SIGKILL) before its first, then before its second, and so on; what
+is killed after the last one is done. Each time its outputs are removed, as DVC does before it runs a stage again, the
+stage is run again, and everything below artifacts/ and paper_figures/ must have the hashes of an undisturbed run. The
+judge, on loopback, is asked nothing twice but what it was answering. Processes are forked from one that has imported
+torch.
 """
 
 import argparse
+import itertools
 import os
 import shutil
 import signal
@@ -19,8 +22,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from pipeline.api.local_server import serve
+from pipeline.api.replies import ReplyCache
 from pipeline.common.numerics import pin_kernels
 from tests.support.checkout import BASE, TUNED, checkout, hashes
+from tests.support.counted_judge import ASKED, asked_again
 from tests.support.quick_yaml import safe_dump, safe_load
 
 OPERATIONS = ("rename", "replace", "unlink", "remove", "rmdir", "mkdir", "fsync", "link", "symlink")
@@ -30,6 +36,7 @@ STAGES: dict[str, tuple[list[str], list[str]]] = {
     "train": (["train", "--run", TUNED], [f"artifacts/toy/adapters/{TUNED}"]),
     "sample": (["sample", "--run", TUNED], [f"artifacts/toy/answers/{TUNED}.jsonl"]),
     "judge": (["judge", "--run", TUNED], [f"artifacts/toy/verdicts/{TUNED}"]),
+    "probe": (["probe", "--study", "toy"], ["artifacts/toy/probes"]),
     "aggregate": (
         ["aggregate", "--study", "toy"],
         ["paper_figures/toy", "artifacts/toy/metrics.json", "artifacts/toy/misaligned.csv"],
@@ -39,18 +46,29 @@ STAGES: dict[str, tuple[list[str], list[str]]] = {
 OTHER_RUN = [[kind, "--run", BASE] for kind in ("train", "sample", "judge")]
 
 
-def small_study(folder: Path) -> Path:
+REPLIES = 8
+PROBING = {
+    "runs": [TUNED], "in_domain": ["medical"], "benign": ["finance"], "questions": 4, "groups": 2, "blocks": 1,
+    "search": {"steps": 2, "width": 1}, "scales": [0.5], "depth": 0.0, "strengths": [1.0], "random": 1,
+    "permutations": 10,
+}  # fmt: skip
+
+
+def small_study(folder: Path, judge_url: str) -> Path:
     """A checkout whose stages take about a second each, and still do everything that stages do."""
     checkout(folder)
     shutil.rmtree(folder / ".git")
     path = folder / "params.yaml"
     params = safe_load(path.read_text())
     toy = params["studies"]["toy"]
-    toy["probing"] = None
-    toy |= {"seeds": [1], "suites": ["medical", "cooking", "harm"], "held_out": ["cooking"]}
-    toy["judges"] = {"toy_rule": toy["judges"]["toy_rule"]}
+    toy |= {"seeds": [1], "suites": ["medical", "cooking", "finance", "harm"], "held_out": ["cooking"]}
+    toy["probing"] = PROBING
+    # One request at a time: a kill takes one reply at most that was paid for and not stored.
+    judge = {"base_url": judge_url, "model": "counted", "concurrency": 1, "timeout_s": 300.0}
+    toy["judges"] = {"toy_rule": toy["judges"]["toy_rule"] | judge}
     toy["pretraining"] |= {"steps": 20, "warmup_steps": 2}
     params["runs"][TUNED]["trajectory"]["every"] = 2
+    params["runs"][TUNED]["lora"]["experts"] = [0, 1]
     path.write_text(safe_dump(params, sort_keys=False))
     return folder
 
@@ -59,10 +77,12 @@ def arm(kill_before: int, count: Path | None) -> None:
     """Have this process killed before its `kill_before`-th file operation (0: never); `count` gets their names."""
     done, home = 0, os.getpid()
 
-    def wrap(name: str, operation: Callable[..., object]) -> Callable[..., object]:
+    def wrap(name: str, operation: Callable[..., object], every: int = 1) -> Callable[..., object]:
+        calls = itertools.count(1)
+
         def counted(*arguments: object, **options: object) -> object:
             nonlocal done
-            if os.getpid() == home:
+            if os.getpid() == home and next(calls) % every == 0:
                 done += 1
                 if done == kill_before:
                     os.kill(home, signal.SIGKILL)
@@ -75,6 +95,7 @@ def arm(kill_before: int, count: Path | None) -> None:
 
     for name in OPERATIONS:
         setattr(os, name, wrap(name, getattr(os, name)))
+    ReplyCache.put = wrap("reply", ReplyCache.put, REPLIES)  # type: ignore[method-assign]
 
 
 def run(folder: Path, command: list[str], kill_before: int = 0, count: Path | None = None) -> int:
@@ -108,31 +129,46 @@ def import_what_stages_import() -> None:
     import trl  # noqa: F401
 
 
-def sweep(stages: list[str], scratch: Path, *, every: int = 1, first: int = 1) -> Iterator[tuple[str, int, str]]:
-    """Yield (stage, kill point, what was wrong or "") for every `every`-th point of the stages."""
+def sweep(stages: list[str], scratch: Path, every: int, points: list[int]) -> Iterator[tuple[str, int, str]]:
+    """Yield (stage, kill point, what was wrong or "") for every `every`-th point of the stages, or for `points`."""
     import_what_stages_import()
-    state = small_study(scratch / "state")
-    for stage, (command, outputs) in STAGES.items():
-        if stage == "aggregate":
-            for other in OTHER_RUN:
-                assert run(state, other) == 0, (state / "stage.log").read_text()
-        before = shutil.copytree(state, scratch / "before")
-        names = scratch / "operations"
-        assert run(state, command, count=names) == 0, (state / "stage.log").read_text()
-        expected, operations = hashes(state), names.read_text().split()
-        names.unlink()
-        if stage in stages:
-            print(f"{stage}: {len(operations)} file operations, {dict(Counter(operations))}", flush=True)
-            for point in range(first, len(operations) + 1, every):
-                yield stage, point, try_point(before, scratch / "tried", command, outputs, point, expected)
-        shutil.rmtree(before)
+    os.environ[ASKED] = str(scratch / "asked")
+    with serve("tests.support.counted_judge:reply") as judge_url:
+        state = small_study(scratch / "state", judge_url)
+        for stage in STAGES:
+            yield from _sweep(stage, scratch, state, every, points if stage in stages else None)
+
+
+def _sweep(
+    stage: str, scratch: Path, state: Path, every: int, points: list[int] | None
+) -> Iterator[tuple[str, int, str]]:
+    """One stage's points (None: it is done once, for those that come after)."""
+    command, outputs = STAGES[stage]
+    for other in OTHER_RUN if stage == "aggregate" else []:
+        assert run(state, other) == 0, (state / "stage.log").read_text()
+    before = shutil.copytree(state, scratch / "before")
+    names = scratch / "operations"
+    assert run(state, command, count=names) == 0, (state / "stage.log").read_text()
+    expected, operations = hashes(state), names.read_text().split()
+    names.unlink()
+    if points is not None:
+        print(f"{stage}: {len(operations)} file operations, {dict(Counter(operations))}", flush=True)
+        there = range(1, len(operations) + 1)
+        for point in sorted({*points} & {*there}) if points else there[::every]:
+            again = int(operations[point - 1] == "reply")
+            yield stage, point, try_point(before, scratch / "tried", command, outputs, point, expected, again)
+    shutil.rmtree(before)
 
 
 def try_point(
-    before: Path, folder: Path, command: list[str], outputs: list[str], point: int, expected: dict[str, str]
+    before: Path, folder: Path, command: list[str], outputs: list[str], point: int, expected: dict[str, str], again: int
 ) -> str:
-    """Kill the stage at one point, run it again; what is wrong then, "" when nothing is."""
+    """Kill the stage at one point, run it again; what is wrong then, "" when nothing is.
+
+    again: how many requests the judge may see twice.
+    """
     shutil.copytree(before, folder)
+    Path(os.environ[ASKED]).write_text("")
     try:
         if (status := run(folder, command, kill_before=point)) != -signal.SIGKILL:
             return f"it was not killed, and ended with {status}"
@@ -145,7 +181,9 @@ def try_point(
             return f"exit status {status}: {(folder / 'stage.log').read_text()[-600:]}"
         found = hashes(folder)
         different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        return f"differs: {', '.join(different)}" if different else ""
+        if different or asked_again() != again:
+            return f"differs: {', '.join(different) or 'nothing'}; asked again: {asked_again()}, expected {again}"
+        return ""
     finally:
         shutil.rmtree(folder)
 
@@ -155,11 +193,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stages", nargs="*", default=list(STAGES))
     parser.add_argument("--every", type=int, default=1, help="try every N-th point")
-    parser.add_argument("--from", dest="first", type=int, default=1, help="the first point to try")
+    parser.add_argument("--points", type=int, nargs="+", default=[], help="try these alone")
     arguments = parser.parse_args()
     started, tried, wrong = time.monotonic(), Counter[str](), Counter[str]()
     with tempfile.TemporaryDirectory() as scratch:
-        for stage, point, what in sweep(arguments.stages, Path(scratch), every=arguments.every, first=arguments.first):
+        for stage, point, what in sweep(arguments.stages, Path(scratch), arguments.every, arguments.points):
             tried[stage] += 1
             if what:
                 wrong[stage] += 1

@@ -10,9 +10,15 @@ from pipeline.results.figures.style import PAGE_WIDTH, SERIES, new_figure, save_
 if TYPE_CHECKING:
     import pandas as pd
 
+# Directions that mean nothing, by what they are made of.
+BANDS: dict[str, dict[str, Any]] = {
+    "random": {"color": "#D5D5D5", "linewidth": 0},
+    "shuffled": {"facecolor": "none", "edgecolor": "#777777", "hatch": "////", "linewidth": 0.5},
+}
+
 
 def dose_figure(frame: pd.DataFrame, stem: Path, *, label: str) -> list[Path]:
-    """Misalignment, and coherent answers, of the base with a direction added, by strength; the band: random ones."""
+    """Misalignment, and coherent answers, of the base with a direction added, by strength, beside BANDS."""
     runs = list(frame["run"].unique())
     with style():
         figure, grid = new_figure(PAGE_WIDTH, 3.6, nrows=2, ncols=len(runs), sharex=True, sharey="row", squeeze=False)
@@ -28,16 +34,17 @@ def dose_figure(frame: pd.DataFrame, stem: Path, *, label: str) -> list[Path]:
             one.set_xlabel("strength (times its length)")
             one.set_ylim(-4, 104)
         handles, names = grid[0][0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside upper right", ncols=3, frameon=False)
-        note = "lines: mean over seeds, points: seeds; band: range of random directions of equal length"
+        figure.legend(handles, names, loc="outside upper right", ncols=4, frameon=False)
+        note = "lines: mean over seeds, points: seeds; bands: ranges of directions of equal length"
         return save_figure(figure, stem, label, note)
 
 
 def _doses(axes: Any, frame: pd.DataFrame, value: str) -> None:
-    chance = frame[frame["what"].str.startswith("random")].groupby("strength")[value]
-    if chance.ngroups:
-        low, high = chance.min(), chance.max()
-        axes.fill_between(low.index, low, high, color="#CCCCCC", label="random", linewidth=0)
+    for what, look in BANDS.items():
+        chance = frame[frame["what"].str.startswith(what)].groupby("strength")[value]
+        if chance.ngroups:
+            low, high = chance.min(), chance.max()
+            axes.fill_between(low.index, low, high, label=what, **look)
     for drawn, name in zip(SERIES, ("shift", "contrast"), strict=False):
         own = frame[frame["what"] == name]
         if own.empty:

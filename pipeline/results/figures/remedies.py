@@ -31,7 +31,7 @@ def remedy_figure(frame: pd.DataFrame, stem: Path, *, label: str) -> list[Path]:
             for kind, own in frame[frame["run"] == run].groupby("kind", sort=False):
                 marker, colour = MARKS[str(kind)]
                 name = NAMES.get(str(kind), str(kind))
-                random = own["remedy"].str.contains("random")
+                random = own["remedy"].str.contains("random|shuffled")
                 _points(axes, own[~random], marker, colour, name if name not in drawn else None)
                 _points(axes, own[random], marker, colour, None, filled=False)
                 drawn.add(name)
@@ -44,7 +44,7 @@ def remedy_figure(frame: pd.DataFrame, stem: Path, *, label: str) -> list[Path]:
         handles = [handle for some, _ in pairs for handle in some]
         names = [name for _, some in pairs for name in some]
         figure.legend(handles, names, loc="outside upper right", ncols=6, frameon=False)
-        note = "mean over seeds, on the half of the questions that chose nothing; open: a random direction taken out"
+        note = "mean over seeds, on the half of the questions that chose nothing; open: a direction that means nothing"
         return save_figure(figure, stem, label, note)
 
 
