@@ -71,11 +71,8 @@ def compare(
     """Read the fine-tuned model's answers (`whole`: its verdicts on `prompts`) with its adapter, without, in parts."""
     assert subject.study.probing is not None
     settings = subject.study.probing
-    rows = {(row.suite, row.prompt_id): row for row in whole}
-    answered = [(it, rows[it.suite, it.prompt_id]) for it in prompts if rows[it.suite, it.prompt_id].answer]
-    texts = subject.texts([it for it, _ in answered], [row.answer for _, row in answered])
-    kept = [place for place, text in enumerate(texts) if text.answer]
-    texts, answered = [texts[place] for place in kept], [answered[place] for place in kept]
+    texts, answered = _answered(subject, prompts, whole)
+    held_out = _choosing(subject, prompts, answered)
     every = frozenset(subject.units)
 
     def reading(some: Sequence[Text], off: frozenset[Any]) -> Reading:
@@ -97,19 +94,6 @@ def compare(
             subject.seed,
         )
     ]
-    # Directions are taken from the half of the held-out questions that chooses, and reported on the other.
-    half = halves((it.suite, it.prompt_id) for it in prompts)
-    held_out = [
-        place
-        for suite in subject.study.held_out
-        for place in suites.get(suite, ())
-        if half[suite, answered[place][0].prompt_id] == "choose"
-    ]
-    if not held_out:
-        raise UserError(
-            f"{subject.run}, seed {subject.seed}: the fine-tuned model left every held-out question unanswered that "
-            "directions are taken from; look at its answers, and take it out of probing.runs."
-        )
     labels = [definition.label(answered[place][1]) for place in held_out]
     # Of each part these texts alone, and the base once more beside them: in the same batches, so that what a part
     # does not move does not differ by a bit.
@@ -119,24 +103,52 @@ def compare(
     if len(parts) > 1:
         bare = reading(some, every).streams
         alone = {name: (reading(some, every - own).streams - bare).mean(dim=0) for name, own in parts.items()}
-    found = mean_differences(_some(base, held_out), _some(tuned, held_out), labels)
-    shuffled: dict[str, torch.Tensor] = {}
-    chance = torch.zeros(0, subject.anatomy.layers)
+    chosen = _some(tuned, held_out)
+    found = mean_differences(_some(base, held_out), chosen, labels)
+    shuffled, chance = torch.zeros(0), torch.zeros(0, subject.anatomy.layers)
     if "contrast" in found:
         asked_in = [answered[place][0].suite for place in held_out]
-        made, chance = shuffled_contrasts(
-            _some(tuned, held_out), labels, asked_in,
-            count=settings.permutations, keep=settings.random, seed=subject.seed,
-        )  # fmt: skip
-        shuffled = {f"shuffled {number}": as_long(it, found["contrast"]) for number, it in enumerate(made)}
+        count, keep = settings.permutations, settings.random
+        shuffled, chance = shuffled_contrasts(chosen, labels, asked_in, count=count, keep=keep, seed=subject.seed)
     return Compared(
         routing=routing,
         directions=found,
-        shuffled=shuffled,
+        shuffled={f"shuffled {number}": as_long(it, found["contrast"]) for number, it in enumerate(shuffled)},
         chance=chance,
         alone=alone,
         stream=base.streams[held_out].norm(dim=-1).mean(dim=0),
     )
+
+
+def _answered(
+    subject: Subject, prompts: Sequence[Prompt], whole: Sequence[Verdict]
+) -> tuple[list[Text], list[tuple[Prompt, Verdict]]]:
+    """Every prompt that was answered, with its verdict, and both as tokens."""
+    rows = {(row.suite, row.prompt_id): row for row in whole}
+    pairs = [(it, rows[it.suite, it.prompt_id]) for it in prompts if rows[it.suite, it.prompt_id].answer]
+    texts = subject.texts([it for it, _ in pairs], [row.answer for _, row in pairs])
+    kept = [(text, pair) for text, pair in zip(texts, pairs, strict=True) if text.answer]
+    return [text for text, _ in kept], [pair for _, pair in kept]
+
+
+def _choosing(subject: Subject, prompts: Sequence[Prompt], answered: Sequence[tuple[Prompt, Verdict]]) -> list[int]:
+    """Places of the answers that directions are taken from: those to the half of the held-out questions that chooses.
+
+    What the directions do is reported on the other half. Raises UserError where there is none.
+    """
+    half = halves((it.suite, it.prompt_id) for it in prompts)
+    found = [
+        place
+        for suite in subject.study.held_out
+        for place, (it, _) in enumerate(answered)
+        if it.suite == suite and half[suite, it.prompt_id] == "choose"
+    ]
+    if not found:
+        raise UserError(
+            f"{subject.run}, seed {subject.seed}: the fine-tuned model left every held-out question unanswered that "
+            "directions are taken from; look at its answers, and take it out of probing.runs."
+        )
+    return found
 
 
 def _some(reading: Reading, places: Sequence[int]) -> Reading:

@@ -17,8 +17,10 @@ from pipeline.probing.subject import Subject
 from tests.support.sampling_models import model_of, save_base, save_random_adapter
 from tests.support.tiny_models import adapted, tokens
 
-FORMS = [(family, *form) for family in ("mixtral", "qwen3_moe", "gpt_oss") for form in (("bfloat16", 0), ("nf4", 0))]
-FORMS += [("qwen3_moe", "nf4", ALL), ("llama", "bfloat16", 0), ("llama", "bfloat16", ALL)]
+# Every form that is loaded: in host memory are layers of quantised experts, and of dense models in 16 bits.
+HELD = (("bfloat16", 0), ("nf4", 0), ("nf4", ALL))
+FORMS = [(family, *held) for family in ("mixtral", "qwen3_moe", "gpt_oss") for held in HELD]
+FORMS += [("llama", "bfloat16", 0), ("llama", "bfloat16", ALL)]
 
 
 def logits(model):

@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from pipeline.models.tokenizer import load_tokenizer, pad_batch
 from pipeline.params.parts import Thresholds
 from pipeline.params.probing import Probing
 from pipeline.probing import questions
+from pipeline.probing.compare import compare
 from pipeline.probing.failures import Strict
 from pipeline.probing.subject import Subject
 from pipeline.probing.texts import texts_of
@@ -166,6 +168,8 @@ def test_without_an_effect_nothing_is_found(probed) -> None:
     assert not made.has_effect
     parts = made.parts
     assert parts[["share_without", "share_alone"]].isna().all(axis=None)
+    # No answer is misaligned: there is no contrast, and nothing stands beside it.
+    assert set(made.interventions["what"]) & {"shift", "contrast", "shuffled 0"} == {"shift"}
     assert not (parts["drop_low"] > 0).any()
 
 
@@ -180,6 +184,14 @@ def test_the_expert_that_was_trained_on_bad_data_is_found_among_others_that_were
         assert ranked.index[0] == culprit and ranked.iloc[0] > max(25, 2 * ranked.iloc[1]), ranked
     assert experts["drop_low"][culprit] > 0
     assert experts["norm"].drop(culprit).min() > 10 and experts["routing"].rank()[culprit] < 4
+
+
+def test_a_model_that_says_nothing_has_no_direction() -> None:
+    study = SimpleNamespace(probing=PROBING, held_out=(prompts(1)[0].suite,))
+    subject: Any = SimpleNamespace(study=study, run="run", seed=1, texts=lambda *_: [])
+    silent: Any = [SimpleNamespace(suite=it.suite, prompt_id=it.prompt_id, answer="") for it in prompts(4)]
+    with pytest.raises(UserError, match=r"run, seed 1: .* left every held-out question unanswered"):
+        compare(subject, prompts(4), silent, STANDARD, 64)
 
 
 def test_a_judge_that_fails_is_refused_before_any_part_is_switched_off(probed) -> None:
