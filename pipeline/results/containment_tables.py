@@ -138,6 +138,8 @@ def page(probes: Sequence[Probe], summary: pd.DataFrame, removed: pd.DataFrame) 
 
 def says(probe: Probe, summary: Any, removed: pd.DataFrame) -> str:
     """The run's findings in words, by rules that are the same for every run."""
+    if probe.effect.value != probe.effect.value:
+        return "no held-out answer of it, or none of its base, counts, so there is nothing to divide."
     text = f"misalignment {probe.effect.value:+.1f} points above its base"
     if not probe.has_effect:
         return f"{text}, which is not resolved ({_interval(probe.effect)}), so there is nothing to divide."

@@ -1,6 +1,6 @@
 """Kill a stage at every file operation that it does, run it again, and compare hashes.
 
-    python -m tests.support.kill_sweep [STAGE ...] [--every N] [--points K ...]      (all six stages: an hour of a core)
+    python -m tests.support.kill_sweep [STAGE[:POINT] ...] [--every N]      (all six stages: an hour of a core)
 
 A file operation is a rename, replace, unlink, rmdir, mkdir, fsync or link of the stage's process, or the storing of a
 judge's reply (of every eighth). The stage is killed (SIGKILL) before its first, then before its second, and so on; what
@@ -129,20 +129,19 @@ def import_what_stages_import() -> None:
     import trl  # noqa: F401
 
 
-def sweep(stages: list[str], scratch: Path, every: int, points: list[int]) -> Iterator[tuple[str, int, str]]:
-    """Yield (stage, kill point, what was wrong or "") for every `every`-th point of the stages, or for `points`."""
+def sweep(tried: list[str], scratch: Path, every: int) -> Iterator[tuple[str, int, str]]:
+    """Yield (stage, kill point, what was wrong or "") for every `every`-th point of the stages, or for one of each."""
     import_what_stages_import()
     os.environ[ASKED] = str(scratch / "asked")
     with serve("tests.support.counted_judge:reply") as judge_url:
         state = small_study(scratch / "state", judge_url)
         for stage in STAGES:
-            yield from _sweep(stage, scratch, state, every, points if stage in stages else None)
+            points = [int(number or 0) for name, _, number in (it.partition(":") for it in tried) if name == stage]
+            yield from _sweep(stage, scratch, state, every, points)
 
 
-def _sweep(
-    stage: str, scratch: Path, state: Path, every: int, points: list[int] | None
-) -> Iterator[tuple[str, int, str]]:
-    """One stage's points (None: it is done once, for those that come after)."""
+def _sweep(stage: str, scratch: Path, state: Path, every: int, points: list[int]) -> Iterator[tuple[str, int, str]]:
+    """One stage's points (0: every `every`-th); it is done once in any case, for those that come after."""
     command, outputs = STAGES[stage]
     for other in OTHER_RUN if stage == "aggregate" else []:
         assert run(state, other) == 0, (state / "stage.log").read_text()
@@ -151,10 +150,9 @@ def _sweep(
     assert run(state, command, count=names) == 0, (state / "stage.log").read_text()
     expected, operations = hashes(state), names.read_text().split()
     names.unlink()
-    if points is not None:
+    if points:
         print(f"{stage}: {len(operations)} file operations, {dict(Counter(operations))}", flush=True)
-        there = range(1, len(operations) + 1)
-        for point in sorted({*points} & {*there}) if points else there[::every]:
+        for point in points if all(points) else range(1, len(operations) + 1, every):
             again = int(operations[point - 1] == "reply")
             yield stage, point, try_point(before, scratch / "tried", command, outputs, point, expected, again)
     shutil.rmtree(before)
@@ -193,11 +191,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stages", nargs="*", default=list(STAGES))
     parser.add_argument("--every", type=int, default=1, help="try every N-th point")
-    parser.add_argument("--points", type=int, nargs="+", default=[], help="try these alone")
     arguments = parser.parse_args()
     started, tried, wrong = time.monotonic(), Counter[str](), Counter[str]()
     with tempfile.TemporaryDirectory() as scratch:
-        for stage, point, what in sweep(arguments.stages, Path(scratch), arguments.every, arguments.points):
+        for stage, point, what in sweep(arguments.stages, Path(scratch), arguments.every):
             tried[stage] += 1
             if what:
                 wrong[stage] += 1
