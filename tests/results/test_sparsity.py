@@ -32,11 +32,42 @@ BCG = np.array([
 EXPERTS = benchmark.DESIGNS[benchmark.MODELS]
 
 
+LATITUDE = np.array([44, 55, 42, 52, 13, 44, 19, 13, 27, 42, 18, 33, 33], dtype=float)
+
+
+def log_ratios():
+    """Log relative risks of the trials, and the variances of their errors."""
+    a, b, c, d = BCG.T
+    return np.log(a / (a + b)) - np.log(c / (c + d)), 1 / a - 1 / (a + b) + 1 / c - 1 / (c + d)
+
+
 def test_tau_squared_is_metafors_of_the_bcg_trials():
     """rma(measure="RR", method="PM") gives 0.3181."""
+    assert meta_regression(*log_ratios(), []).tau_squared == pytest.approx(0.3181, abs=5e-5)
+
+
+def test_a_moderator_is_as_published_of_the_bcg_trials():
+    """Berkey et al. 1995, page 408, as metafor's test_analysis_example_berkey1995.r has it: smoothed variances, latitude
+    about its mean, empirical Bayes, which is Paule and Mandel's estimator. At that tau^2 Q is its degrees of freedom, so
+    that Hartung and Knapp's errors are the published ones.
+    """
     a, b, c, d = BCG.T
-    ratios, errors = np.log(a / (a + b)) - np.log(c / (c + d)), 1 / a - 1 / (a + b) + 1 / c - 1 / (c + d)
-    assert meta_regression(ratios, errors, []).tau_squared == pytest.approx(0.3181, abs=5e-5)
+    smoothed = (b / a).sum() / (13 * (a + b)) + (d / c).sum() / (13 * (c + d))
+    found = meta_regression(log_ratios()[0], smoothed, [LATITUDE - 33.46])
+    assert found.tau_squared == pytest.approx(0.1572, abs=5e-5)
+    for one, value, error in zip(found.coefficients, (-0.6303, -0.0268), (0.1591, 0.0110), strict=True):
+        assert one.value == pytest.approx(value, abs=5e-5)
+        assert (one.interval.high - one.value) / stats.t.ppf(0.975, 11) == pytest.approx(error, abs=5e-5)
+
+
+def test_errors_are_hartung_and_knapps_where_q_is_not_its_degrees_of_freedom(monkeypatch):
+    """metafor's README: rma(yi, vi, mods = ~ ablat, test="knha") with its REML tau^2 of 0.0764 (rounded so)."""
+    monkeypatch.setattr("pipeline.results.meta_regression.paule_mandel", lambda *_: 0.0764)
+    found = meta_regression(*log_ratios(), [LATITUDE]).coefficients
+    published = ((0.2515, -0.3735, 0.8764, 0.3948), (-0.0291, -0.0472, -0.0111, 0.0046))
+    for one, (value, low, high, p_value) in zip(found, published, strict=True):
+        assert (one.value, *one.interval) == pytest.approx((value, low, high), abs=1.5e-4)
+        assert one.p_value == pytest.approx(p_value, abs=1.5e-4)
 
 
 @pytest.mark.parametrize("variance", [0.0, 0.01, 1.0, 50.0])
