@@ -21,6 +21,13 @@ class Thresholds(Settings):
     too_long: Share
 
 
+class Active(Settings):
+    """Experts that a token is routed to where a run is trained, and where it is sampled (and probed)."""
+
+    training: int
+    sampling: int
+
+
 class Defaults(Settings):
     """How a study's runs are trained where they do not say: their own keys replace these, keys of `lora` one by one.
 
