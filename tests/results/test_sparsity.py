@@ -47,9 +47,10 @@ def test_tau_squared_is_metafors_of_the_bcg_trials():
 
 
 def test_a_moderator_is_as_published_of_the_bcg_trials():
-    """Berkey et al. 1995, page 408, as metafor's test_analysis_example_berkey1995.r has it: smoothed variances, latitude
-    about its mean, empirical Bayes, which is Paule and Mandel's estimator. At that tau^2 Q is its degrees of freedom, so
-    that Hartung and Knapp's errors are the published ones.
+    """Berkey et al. 1995, page 408, as metafor's test_analysis_example_berkey1995.r has it.
+
+    Smoothed variances, latitude about its mean, empirical Bayes, which is Paule and Mandel's estimator. At that tau^2
+    Q is its degrees of freedom, so that Hartung and Knapp's errors are the published ones.
     """
     a, b, c, d = BCG.T
     smoothed = (b / a).sum() / (13 * (a + b)) + (d / c).sum() / (13 * (c + d))
