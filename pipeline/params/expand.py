@@ -1,6 +1,6 @@
 """What params.yaml leaves out because a rule gives it: a run's share of its study's defaults, expectations by pattern,
-where a suite of your own belongs, extra suites that are asked and judges that are in use, what a base in a folder is
-called.
+where a suite of your own belongs, extra suites that are asked and judges that are in use, which part of a study is
+done, what a base in a folder is called.
 
 It works on the file as it is read. What does not have the shape that it should is left alone: the schema
 (pipeline/params/schema.py) looks at the result, and says so.
@@ -17,6 +17,7 @@ def expand(content: Any) -> Any:
     """The content with each study's defaults given to its runs, its own suites apart, its expectations as pairs."""
     if not isinstance(content, Mapping):
         return content
+    content = _narrowed(content)
     runs = {name: _with_defaults(run, content) for name, run in mapping(content, "runs").items()}
     studies = {
         name: _with_pairs(name, _with_judges(_with_extra_suites(_with_own_suites(study))), runs, content)
@@ -29,6 +30,39 @@ def expand(content: Any) -> Any:
         **({"bases": {**content["bases"], "hub": hub}} if hub else {}),
     }
     return {**content, **changed}
+
+
+def _narrowed(content: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """The content with the runs and contrasts that a study's `models` names alone, and their pairs of these runs.
+
+    What is left is not the study that was registered, and has no preregistration.
+    """
+    for name in mapping(content, "studies"):
+        study = mapping(content, "studies", name)
+        subset = mapping(study, "subsets", study.get("models"))
+        if not all(isinstance(subset.get(key), list) for key in ("runs", "contrasts")):
+            continue
+        runs = {
+            run: entry
+            for run, entry in mapping(content, "runs").items()
+            if mapping(entry).get("study") != name or run in subset["runs"]
+        }
+        contrasts = {
+            key: {
+                **mapping(contrast),
+                "pairs": [pair for pair in mapping(contrast).get("pairs", ()) if _of(pair, runs)],
+            }
+            for key, contrast in mapping(study, "contrasts").items()
+            if key in subset["contrasts"]
+        }
+        narrowed = {**study, "contrasts": contrasts, "preregistration": None}
+        content = {**content, "runs": runs, "studies": {**content["studies"], name: narrowed}}
+    return content
+
+
+def _of(pair: Any, runs: Mapping[Any, Any]) -> bool:
+    """Whether a pair is of these runs; True for what is no pair, which is said elsewhere."""
+    return not isinstance(pair, list) or all(run in runs for run in pair)
 
 
 def mapping(content: Any, *keys: Any) -> Mapping[Any, Any]:

@@ -59,6 +59,13 @@ class Contrast(Settings):
         return self
 
 
+class Subset(Settings):
+    """A part of a study: so many of its runs, and those of its contrasts that are of them, less pairs of others."""
+
+    runs: Annotated[Listed[str], Field(min_length=1)]
+    contrasts: Listed[str]
+
+
 class ExtraSuites(Settings):
     """More suites of a study, asked where `asked` is true: no part of its headline number, its claims or training.
 

@@ -14,7 +14,7 @@ from pipeline.data.mixtures import Part
 from pipeline.data.own import OwnSuite
 from pipeline.judging.config import JudgeConfig
 from pipeline.models.spec import AdapterSpec
-from pipeline.params.parts import Active, Contrast, Defaults, ExtraSuites, Pair, Thresholds
+from pipeline.params.parts import Active, Contrast, Defaults, ExtraSuites, Pair, Subset, Thresholds
 from pipeline.params.probing import Probing
 from pipeline.sampling.settings import Sampling
 from pipeline.training.settings import Pretraining, Training, Trajectory
@@ -113,11 +113,14 @@ class Study(Settings):
     that A's held-out misalignment is above B's; `make verify` holds the study to it. In the file a name, or a pattern
     such as `*_medical`, stands for each of these trained runs above its base as it is. The first of `judges` decides;
     others are compared with it. preregistration: the document that fixed the study's analysis before any run, whose
-    SHA-256 its provenance has.
+    SHA-256 its provenance has. models: all, or one of `subsets`: what is done then is that part of the study,
+    which nothing registered.
     """
 
     title: str
     preregistration: str | None = None
+    models: str = "all"
+    subsets: dict[str, Subset] = Field(default_factory=dict)
     world: Literal["toy", "hub"]
     definition: Literal["standard", "published", "timm", "turner", "betley"]
     seeds: Annotated[Listed[Natural], Field(min_length=1)]
@@ -135,6 +138,12 @@ class Study(Settings):
     thresholds: Thresholds
     pretraining: Pretraining | None = None
     probing: Probing | None
+
+    @model_validator(mode="after")
+    def _check_models(self) -> "Study":
+        if self.models not in ("all", *self.subsets):
+            raise ValueError(f"models is {self.models!r}, expected {' or '.join(['all', *self.subsets])}.")
+        return self
 
     def own_suite(self, name: str) -> OwnSuite | None:
         """The suite of that name if it is one of the user's own, else None."""

@@ -8,10 +8,14 @@ from scipy import stats
 from scipy.optimize import brentq
 
 from benchmarks import sparsity as benchmark
+from pipeline.common.errors import UserError
 from pipeline.common.files import read_json
+from pipeline.doctor.cards import CARDS
+from pipeline.doctor.plans import plan_runs
 from pipeline.models.families.registry import anatomy_of
 from pipeline.models.sizes import active_values, adapter_values, base_values, matched_rank
 from pipeline.params.load import load_params
+from pipeline.results.contrasts import models_of
 from pipeline.results.levers import level_of, measure_of
 from pipeline.training.memory import plan_memory
 from tests.support.data_files import REPOSITORY
@@ -52,6 +56,27 @@ def test_a_model_has_every_run_and_the_rank_that_its_size_gives(base):
                 gpu_bytes=80 * 10**9, host_bytes=51 * 10**9,
             )  # fmt: skip
             assert plan.peak <= 80 * 10**9
+
+
+def test_small_is_five_models_in_the_primary_arm_and_not_what_was_registered(tmp_path):
+    text = (REPOSITORY / "params.yaml").read_text(encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(text.replace("\n    models: all ", "\n    models: small "), encoding="utf-8")
+    small = load_params(tmp_path / "params.yaml")
+    study, bases = small.study("sparsity"), small.bases_of("sparsity")
+    assert set(bases) == {"gpt_oss", "granite31_3b", "qwen15_moe", "olmoe", "deepseek_v2_lite"}
+    runs = {PARAMS.base_of(run): [] for run in small.runs_of("sparsity")}
+    for run in small.runs_of("sparsity"):
+        runs[PARAMS.base_of(run)].append(run.split("_", 2)[2])
+    assert set(map(tuple, runs.values())) == {("base", "insecure", "bma")}
+    assert study.preregistration is None and list(study.contrasts) == ["matched"]
+    assert len(models_of(small, study.contrasts["matched"].pairs)) == 10 and len(study.expectations) == 10
+    assert small.runs_of("moe") == PARAMS.runs_of("moe")
+    card = CARDS["3090"].memory
+    plans = list(plan_runs(small, "sparsity", gpu_bytes=card, host_bytes=64 * 10**9))
+    assert len(plans) == 15 and all(plan.trouble is None and plan.peak <= card for plan in plans)
+    (tmp_path / "params.yaml").write_text(text.replace("\n    models: all ", "\n    models: tiny "), encoding="utf-8")
+    with pytest.raises(UserError, match="models is 'tiny', expected all or small"):
+        load_params(tmp_path / "params.yaml")
 
 
 def test_within_one_model_a_number_varies_and_nothing_else():
