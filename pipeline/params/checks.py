@@ -37,6 +37,7 @@ def check(params: "Params", path: Path) -> None:
         _check_expectations(name, study, params, f"{path}: studies.{name}.expectations")
         _check_study(study, f"{path}: studies.{name}")
         _check_probing(name, params, f"{path}: studies.{name}.probing")
+        _check_subsets(name, params, f"{path}: studies.{name}.subsets")
     for name in params.runs:
         if len(set(seeds := params.seeds_of(name))) < len(seeds):
             raise UserError(
@@ -248,6 +249,14 @@ def _check_lora(lora: AdapterSpec, base: "ToyBase | HubBase", where: str) -> Non
         unknown = [expert for expert in lora.experts if expert not in range(base.experts)]
         if unknown:
             raise UserError(f"{where}.lora.experts has {unknown[0]}; the base has experts 0 to {base.experts - 1}.")
+
+
+def _check_subsets(study: str, params: "Params", where: str) -> None:
+    entry = params.studies[study]
+    known = {*params.runs_of(study), *entry.contrasts}
+    for name, subset in entry.subsets.items() if entry.models == "all" else ():
+        if unknown := [it for it in (*subset.runs, *subset.contrasts) if it not in known]:
+            raise UserError(f"{where}.{name} names {unknown[0]}, which is no run or contrast of study {study}.")
 
 
 def _check_probing(study: str, params: "Params", where: str) -> None:

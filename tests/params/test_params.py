@@ -71,6 +71,10 @@ def test_the_repository_has_valid_params():
             lambda c: c["studies"]["toy"].update(preregistration="x/docs/preregistration.md"),
             ["'x/docs/preregistration.md'", "docs/preregistration*.md"],
         ),
+        (
+            lambda c: c["studies"]["toy"].update(subsets={"one": {"runs": ["toy_e9"], "contrasts": []}}),
+            ["subsets.one names toy_e9"],
+        ),
         (lambda c: c["studies"]["toy"].update(seeds=[1, 1]), ["seeds", "each once"]),
         (lambda c: c["studies"]["toy"].update(held_out=["medicine"]), ["'medicine'", "not among its suites"]),
         (lambda c: c["studies"]["toy"].update(judges={}), ["studies.toy.judges is {}", "1 or more"]),
