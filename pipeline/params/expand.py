@@ -48,10 +48,7 @@ def _narrowed(content: Mapping[Any, Any]) -> Mapping[Any, Any]:
             if mapping(entry).get("study") != name or run in subset["runs"]
         }
         contrasts = {
-            key: {
-                **mapping(contrast),
-                "pairs": [pair for pair in mapping(contrast).get("pairs", ()) if _of(pair, runs)],
-            }
+            key: _left(contrast, runs)
             for key, contrast in mapping(study, "contrasts").items()
             if key in subset["contrasts"]
         }
@@ -60,9 +57,13 @@ def _narrowed(content: Mapping[Any, Any]) -> Mapping[Any, Any]:
     return content
 
 
-def _of(pair: Any, runs: Mapping[Any, Any]) -> bool:
-    """Whether a pair is of these runs; True for what is no pair, which is said elsewhere."""
-    return not isinstance(pair, list) or all(run in runs for run in pair)
+def _left(contrast: Any, runs: Mapping[Any, Any]) -> Any:
+    """A contrast with its pairs of these runs."""
+    pairs = mapping(contrast).get("pairs")
+    if not isinstance(pairs, list):
+        return contrast
+    kept = [pair for pair in pairs if not isinstance(pair, list) or all(run in runs for run in pair)]
+    return {**contrast, "pairs": kept}
 
 
 def mapping(content: Any, *keys: Any) -> Mapping[Any, Any]:
