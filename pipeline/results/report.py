@@ -53,11 +53,12 @@ favours the effect, since the persona's tag stands before the question. Seeds di
 control has 8 experts per layer, so that only the models of that size have a matched one: what is said beyond the
 control is said of 8 experts alone. The bases of that contrast have two more seeds than the others, and a mean over
 pairs and seeds weighs their pairs by those. From 8 to 32 experts the experts' parameters grow fourfold, and all
-parameters threefold, while those active stay the same: sparsity and size go together here. The run with trigger tags
-has a control of its dose: the same rows, half of them bad, without tags. Three sparsities cannot resolve a trend (an
-exact two-sided p-value cannot be below 1/3): the toy study claims no sign for it, and nothing here is evidence about
-large models. How long and at which rate the models are trained was chosen on these seeds and suites, so that
-fine-tuned models stay coherent and effects can be seen.
+parameters threefold, while those active stay the same: sparsity and size go together here. One model is also trained
+and asked with one expert a token in place of its two: a worse model, as its base's coherence shows, and two levels are
+no curve. The run with trigger tags has a control of its dose: the same rows, half of them bad, without tags. Three
+sparsities cannot resolve a trend (an exact two-sided p-value cannot be below 1/3): the toy study claims no sign for it,
+and nothing here is evidence about large models. How long and at which rate the models are trained was chosen on these
+seeds and suites, so that fine-tuned models stay coherent and effects can be seen.
 """
 
 
