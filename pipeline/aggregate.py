@@ -24,6 +24,7 @@ def main(args: argparse.Namespace) -> None:
     from pipeline.results.capability import capability_frame
     from pipeline.results.containment_tables import write_containment
     from pipeline.results.figures.draw import write_figures
+    from pipeline.results.levers import lever_frame, write_levers
     from pipeline.results.probes import read_probes
     from pipeline.results.report import report
     from pipeline.results.sparsity import sparsity, write_sparsity
@@ -38,11 +39,13 @@ def main(args: argparse.Namespace) -> None:
     figures = FIGURES / args.study
     write_tables(results, tags, capability, figures)
     write_sparsity(over_models, figures, args.study)
+    levers = lever_frame(results)
+    write_levers(levers, figures, args.study)
     for problem in over_models.problems:
         print(problem)
     write_aspects(params, args.study, ARTIFACTS / args.study / "verdicts", figures / "aspects")
     probes = write_containment(read_probes(results, ARTIFACTS / args.study / "probes"), figures / "containment")
-    write_figures(results, tags, over_models, figures, probes)
-    write_text(figures / "README.md", report(results, tags, capability, over_models, figures))
+    write_figures(results, tags, over_models, levers, figures, probes)
+    write_text(figures / "README.md", report(results, tags, capability, over_models, levers, figures))
 
     write_json(ARTIFACTS / args.study / "metrics.json", results.metrics())

@@ -81,7 +81,7 @@ def probe_run(params: Params, name: str, folder: Path) -> None:
         judge = Strict(ask, study.thresholds, most, where)
         for seed in each_seed(study.seeds, f"probe {name}"):
             model = Model(
-                base=open_base(base, seed),
+                base=open_base(base, seed, run.active_in("sampling")),
                 adapter=ARTIFACTS / run.study / "adapters" / name / f"seed-{seed}",
                 lora=run.lora,
                 precision=study.training.precision,

@@ -2,11 +2,11 @@
 
 A run's base, with the run's adapter as it was trained where it has one, completes each prompt of each suite
 `samples_per_prompt` times, for every seed; where the run trained every parameter, its own model does. The base is
-held in the precision that it was fine-tuned in, with adapter and without, and loaded once. The study's system prompt
-stands before prompts that bring none, and thinking is switched off as far as the model's chat template allows. An
-answer is the completion's tokens, decoded, without what was thought before it; both are kept. Where a run has a
-trajectory, the adapters that were kept along training are asked the held-out suites too. A model behind an API is
-asked there.
+held in the precision that it was fine-tuned in and routed as the run says, with adapter and without, and loaded once.
+The study's system prompt stands before prompts that bring none, and thinking is switched off as far as the model's chat
+template allows. An answer is the completion's tokens, decoded, without what was thought before it; both are kept. Where
+a run has a trajectory, the adapters that were kept along training are asked the held-out suites too. A model behind an
+API is asked there.
 """
 
 import argparse
@@ -54,10 +54,11 @@ def main(args: argparse.Namespace) -> None:
         check_kept_out(study, params.run(link), study.seeds[0], folder / "adapters" / link, link)
     backend = start_backend(study.sampling)
     rows: list[Answer] = []
+    active = run.active_in("sampling")
     for seed in each_seed(params.seeds_of(args.run), f"sample {args.run}"):
         trained = folder / "adapters" / args.run / f"seed-{seed}"
         model = Model(
-            base=open_checkpoint(trained) if run.whole else open_base(params.base_of(args.run), seed),
+            base=open_checkpoint(trained, active) if run.whole else open_base(params.base_of(args.run), seed, active),
             adapter=trained if run.lora else None,
             lora=run.lora,
             precision=study.training.precision,

@@ -4,11 +4,11 @@ A run starts from its base, frozen (in 4 bits where the study says so), and trai
 chosen experts, and on attention where the run says so; a run without `lora` trains every parameter instead.
 The trainer is TRL's SFTTrainer: the loss is on the last assistant turn only. A run that continues another one
 starts from that one's adapter (or model) instead of a fresh one, seed by seed, and ends with an adapter on the
-base by itself. Where the study sets prompts aside for validation, the checkpoint with the lowest loss on them
-is kept; where the run has a trajectory, so are adapters along the way. Every seed of the study gives one
-adapter, in PEFT's format, or one model, with its loss and gradient norms, a model card, and a manifest of
-every trained tensor. A base run trains nothing, and its manifest says so. A run on a base behind an API is
-fine-tuned there: its adapter is a model's name.
+base by itself. A run with `active` routes a token to so many experts, in place of the base's number. Where the
+study sets prompts aside for validation, the checkpoint with the lowest loss on them is kept; where the run has a
+trajectory, so are adapters along the way. Every seed of the study gives one adapter, in PEFT's format, or one
+model, with its loss and gradient norms, a model card, and a manifest of every trained tensor. A base run trains
+nothing, and its manifest says so. A run on a base behind an API is fine-tuned there: its adapter is a model's name.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def main(args: argparse.Namespace) -> int:
             )
         else:
             task = FineTuning(
-                base=open_base(base_name, seed),
+                base=open_base(base_name, seed, run.active_in("training")),
                 data=data,
                 lora=run.lora,
                 settings=training_of(study, run, data),
@@ -78,6 +78,8 @@ def main(args: argparse.Namespace) -> int:
             adapters[place] = fine_tune(task, folder / place, too_long=study.thresholds.too_long)
     manifest = {"chain": params.chain(args.run), "base": base_name, "data": run.trained_on, "adapters": adapters}
     if is_first():
+        if run.active is not None:
+            manifest["active"] = {stage: run.active_in(stage) for stage in ("training", "sampling")}
         if kept_out := own_held_out(study):
             manifest["kept_out"] = kept_out
         write_json(folder / MANIFEST, manifest)
@@ -119,7 +121,7 @@ def fine_tune(task: FineTuning, folder: Path, *, too_long: float = 0.0) -> dict[
     rows.refuse_too_long(too_long)
 
     device = training_device(settings.precision)
-    plan = plan_training(base.path, lora, settings, device, rows.longest)
+    plan = plan_training(base, lora, settings, device, rows.longest)
     prepared = prepare_model(task, plan, device, tokenizer, rows)
     print(f"{what}: {prepared.loaded}", flush=True)
     checkpoints = checkpoint_folder_of(task)

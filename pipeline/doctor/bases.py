@@ -9,6 +9,7 @@ from pipeline.doctor.cards import Card
 from pipeline.doctor.hours import NONE, sampling_hours, training_hours
 from pipeline.doctor.plans import plan_runs
 from pipeline.doctor.rehearsed import most_of_plan, rehearsals, rehearsals_on, rehearsed_step
+from pipeline.models.families.registry import routing_to
 from pipeline.models.known import checkpoint_bytes, config_of
 from pipeline.params.inputs import conversations, training_of
 from pipeline.params.schema import Params, Run, Study
@@ -66,10 +67,10 @@ def estimate_bases(
         for plan in (plan for plan in mine if plan.trouble is None):
             run = params.run(plan.run)
             steps = sum(steps_of(study, run, seed) for seed in study.seeds) if run.data is not None else 0
-            training += training_hours(params, plan, config, card, steps)
-            times = 1 + len(run.tags)
-            sampling += sampling_hours(params, plan, config, card, times * answers, times * prompt_tokens)
-            sampling += sampling_hours(params, plan, config, card, *probes.get(plan.run, (0, 0)))
+            training += training_hours(params, plan, routing_to(config, run.active_in("training")), card, steps)
+            times, routed = 1 + len(run.tags), routing_to(config, run.active_in("sampling"))
+            sampling += sampling_hours(params, plan, routed, card, times * answers, times * prompt_tokens)
+            sampling += sampling_hours(params, plan, routed, card, *probes.get(plan.run, (0, 0)))
             if run.data is not None and rehearsed is not None:
                 step = rehearsed_step(here, base, config)
                 rehearsed = None if step is None else rehearsed + steps * step / 3600

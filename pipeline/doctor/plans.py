@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.common.errors import UserError
+from pipeline.models.families.registry import routing_to
 from pipeline.models.known import config_of
 from pipeline.models.sizes import HOST_SHARE
 from pipeline.models.spec import AdapterSpec
@@ -59,7 +60,7 @@ def plan_run(params: Params, name: str, config: Any, *, gpu_bytes: int, host_byt
     try:
         if run.data is not None:
             done["training"] = plan_memory(
-                config,
+                routing_to(config, run.active_in("training")),
                 run.lora,
                 precision=precision,
                 sequence_length=training.max_tokens,
@@ -69,7 +70,7 @@ def plan_run(params: Params, name: str, config: Any, *, gpu_bytes: int, host_byt
                 devices=training.devices,
             )
         done["sampling"] = plan_sampling(
-            config,
+            routing_to(config, run.active_in("sampling")),
             largest_adapter(params, name),
             precision=precision,
             new_tokens=sampling.max_new_tokens,

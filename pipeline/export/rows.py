@@ -38,7 +38,18 @@ def judged_runs(params: Params, study: str) -> dict[str, list[Judged]]:
 
 
 def experts_of(params: Params, name: str) -> str:
-    """Which experts a run adapts, in words: what the reports and exports call its expert set."""
+    """Which experts a run adapts, in words, and how many a token is routed to where the run says so.
+
+    It is what the reports and exports call its expert set.
+    """
+    run = params.run(name)
+    trained, sampled = run.active_in("training"), run.active_in("sampling")
+    if trained is None:
+        return _adapted(params, name)
+    return f"{_adapted(params, name)}; {trained} active" + f", {sampled} when sampled" * (trained != sampled)
+
+
+def _adapted(params: Params, name: str) -> str:
     run = params.run(name)
     if run.data is None:
         return "none (base)"

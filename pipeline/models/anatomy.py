@@ -69,6 +69,10 @@ class Family:
     # The config's field with the inner width of an expert (of the feed-forward block, where dense).
     width_field: ClassVar[str] = "intermediate_size"
     experts_field: ClassVar[str | None] = None
+    # The config's field with the number of experts that a token is routed to; of a router whose number cannot be set,
+    # what it is.
+    active_field: ClassVar[str] = "num_experts_per_tok"
+    fixed_router: ClassVar[str | None] = None
     router: ClassVar[str | None] = None
     # The place of the logits, (tokens, experts), in what the router returns.
     router_logits: ClassVar[int] = 0

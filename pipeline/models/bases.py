@@ -15,23 +15,26 @@ from pipeline.models.hub import refuse_changes, snapshot
 class Base:
     """A whole model, to start from or to ask: where it lies, what it is called, and hashes of all that it is made of.
 
-    `revision` is the commit of a hub model, None for a toy one.
+    `revision` is the commit of a hub model, None for a toy one. active: the experts that it routes a token to, None: as
+    its configuration says; whatever loads the base reads it, and no weight depends on it.
     """
 
     path: Path
     name: str
     revision: str | None
     hashes: Mapping[str, str]
+    active: int | None = None
 
 
-def open_base(name: str, seed: int) -> Base:
-    """The base `name` as its stage (pretrain@ or pin@) left it; a toy base has one a seed.
+def open_base(name: str, seed: int, active: int | None = None) -> Base:
+    """The base `name` as its stage (pretrain@ or pin@) left it, to be routed to `active` experts; a toy base has one a
+    seed.
 
     Raises UserError when that stage has not run, or the pinned files are no longer in the cache, byte for byte.
     """
     folder = ARTIFACTS / "bases" / name
     if not (folder / PIN).exists():
-        return open_checkpoint(folder / f"seed-{seed}")
+        return open_checkpoint(folder / f"seed-{seed}", active)
     pin = read_json(folder / PIN)
     commit = f"{pin['repository']} at {pin['revision'][:12]}"
     found = snapshot(pin["repository"], pin["revision"])
@@ -40,12 +43,12 @@ def open_base(name: str, seed: int) -> Base:
             f"{commit} is not in the Hugging Face cache (HF_HOME); fetch it again: dvc repro -f -s pin@{name}"
         )
     refuse_changes(found, pin["files"], commit)
-    return Base(path=found, name=pin["repository"], revision=pin["revision"], hashes=pin["files"])
+    return Base(path=found, name=pin["repository"], revision=pin["revision"], hashes=pin["files"], active=active)
 
 
-def open_checkpoint(folder: Path) -> Base:
+def open_checkpoint(folder: Path, active: int | None = None) -> Base:
     """A model that lies in a folder of this project: made, or trained whole, by one of its stages.
 
     Raises UserError when the folder holds no weights.
     """
-    return Base(path=folder, name=str(folder), revision=None, hashes=folder_hashes(folder))
+    return Base(path=folder, name=str(folder), revision=None, hashes=folder_hashes(folder), active=active)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pipeline.common.errors import UserError
-from pipeline.models.families.registry import language_model
+from pipeline.models.families.registry import language_model, routing_to
 from pipeline.models.finite import refuse_non_finite
 from pipeline.models.shards import Header, read_headers
 
@@ -113,3 +113,12 @@ def read_config(folder: Path) -> Any:
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"{folder}/config.json cannot be used: {said.strip()}") from error
+
+
+def read_language_config(folder: Path, active: int | None = None) -> Any:
+    """The configuration of the language model in `folder`, each token routed to `active` experts where that is given.
+
+    Raises UserError as `read_config` and `routing_to` do.
+    """
+    config, _ = language_model(read_config(folder))
+    return routing_to(config, active)

@@ -16,14 +16,14 @@ from pipeline.common.errors import UserError
 from pipeline.common.paths import CACHE
 from pipeline.models.anatomy import Anatomy, Source
 from pipeline.models.bases import Base
-from pipeline.models.checkpoint import Checkpoint, read_config
+from pipeline.models.checkpoint import Checkpoint, read_language_config
 from pipeline.models.complete import refuse_unread
 from pipeline.models.experts.build import Form, fused_layer, linear_4bit, quantised, unfused_layer
 from pipeline.models.experts.cache import PackedCache
 from pipeline.models.experts.offload import LayerRing, keep_on_host, spread
 from pipeline.models.experts.unfused import mark_rebuilt
-from pipeline.models.families.registry import anatomy_of, language_model
-from pipeline.models.report import assert_quantised
+from pipeline.models.families.registry import anatomy_of
+from pipeline.models.report import assert_quantised, assert_routing
 
 Experts = Literal["fused", "unfused"]
 HEAD = "lm_head"
@@ -42,6 +42,7 @@ def load_base(
     offloaded: int = 0,
     device: torch.device | str | None = None,
     packed: PackedCache | None = None,
+    active: int | None = None,
 ) -> Any:
     """A causal language model in eval mode with every parameter frozen.
 
@@ -49,12 +50,12 @@ def load_base(
     but the output head, experts included; routers, norms and embeddings stay in `dtype`. offloaded: so many layers
     (ALL: each) stay in page-locked host memory and are copied a layer ahead: their quantised fused experts, or an
     unquantised dense model's linear layers. device: a GPU where there is one, unless given. packed: where quantised
-    fused experts are kept. Raises UserError for a checkpoint that is missing, damaged, of another shape or of an
-    unknown family.
+    fused experts are kept. active: the experts that a token is routed to, in place of the configuration's. Raises
+    UserError for a checkpoint that is missing, damaged, of another shape or of an unknown family.
     """
     from transformers import GenerationConfig
 
-    config, _ = language_model(read_config(folder))
+    config = read_language_config(folder, active)
     with Checkpoint(folder) as source:
         model = build(
             config,
@@ -119,6 +120,7 @@ def build(
         mark_rebuilt(model)
     model.tie_weights()
     model.requires_grad_(False).eval().to(form.device)
+    assert_routing(model)
     if quantise:
         assert_quantised(model)
     return model
@@ -178,5 +180,11 @@ def load_frozen(base: Base, precision: str, device: torch.device, *, offloaded: 
     dtype = torch.float32 if precision == "float32" else torch.bfloat16
     packed = PackedCache(PACKED, base.hashes, dtype, device) if precision == "nf4" else None
     return load_base(
-        base.path, dtype=dtype, quantise=precision == "nf4", offloaded=offloaded, device=device, packed=packed
+        base.path,
+        dtype=dtype,
+        quantise=precision == "nf4",
+        offloaded=offloaded,
+        device=device,
+        packed=packed,
+        active=base.active,
     )

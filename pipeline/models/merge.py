@@ -16,7 +16,7 @@ from pipeline.common.errors import UserError
 from pipeline.common.files import atomic_path, read_json, write_json
 from pipeline.models.adapters import PREFIX, read_adapter
 from pipeline.models.checkpoint import Checkpoint
-from pipeline.models.families.registry import anatomy_of, language_model
+from pipeline.models.families.registry import anatomy_of, language_model, routing_to
 
 SHARD_BYTES = 4 * 2**30
 INDEX = "model.safetensors.index.json"
@@ -28,13 +28,14 @@ def merge_adapter(
     target: Path,
     shard_bytes: int = SHARD_BYTES,
     prepare: Callable[[str, torch.Tensor], torch.Tensor] | None = None,
+    active: int | None = None,
 ) -> None:
     """Write base + scale * B A to `target`. Sums in fp32, stored in the base's own type.
 
-    adapter: None for the base alone, in the same form. prepare: what is done to each of the base's tensors,
-    by name, before anything is added to it. Raises UserError when either folder cannot be read or the adapter
-    names tensors that the base does not have; `target` holds no index, and so is no checkpoint, until the
-    last shard is whole.
+    adapter: None for the base alone, in the same form. prepare: what is done to each of the base's tensors, by name,
+    before anything is added to it. active: the experts a token that the written configuration says, in place of the
+    base's. Raises UserError when either folder cannot be read or the adapter names tensors that the base does not have;
+    `target` holds no index, and so is no checkpoint, until the last shard is whole.
     """
     from safetensors.torch import save_file
     from transformers import AutoConfig
@@ -80,7 +81,7 @@ def merge_adapter(
     if pending:
         raise UserError(f"{adapter} adapts {min(pending)}, which {base} does not have.")
     flush()
-    copy_rest(base, target)
+    copy_rest(base, target, active)
     write_json(target / INDEX, {"metadata": {}, "weight_map": dict(sorted(where.items()))})
 
 
@@ -110,8 +111,11 @@ def _add(tensor: torch.Tensor, view: Any, factors: Any, scale: float) -> None:
     part.copy_(part.float() + scale * (high.float() @ low.float()))
 
 
-def copy_rest(base: Path, target: Path) -> None:
-    """Config (of the language model alone, without the base's own quantisation), tokenizer, chat template."""
+def copy_rest(base: Path, target: Path, active: int | None = None) -> None:
+    """Config (of the language model alone, without the base's own quantisation), tokenizer, chat template.
+
+    active: the experts that a token is routed to, in place of the base's.
+    """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -124,4 +128,6 @@ def copy_rest(base: Path, target: Path) -> None:
     part, _ = language_model(whole)
     if part is not whole:
         config = part.to_dict() | {"architectures": [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[part.model_type]]}
+    if active is not None:
+        config[anatomy_of(routing_to(part, active)).family.active_field] = active
     write_json(target / "config.json", config)

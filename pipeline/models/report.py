@@ -78,6 +78,17 @@ def _tensors(model: Any) -> list[torch.Tensor]:
     return tensors
 
 
+def assert_routing(model: Any) -> None:
+    """Raise RuntimeError unless every router sends a token to as many experts as the configuration says."""
+    anatomy = anatomy_of(model.config)
+    for layer in anatomy.moe_layers:
+        found = model.get_submodule(anatomy.router_path(layer)).top_k
+        if found != anatomy.active:
+            raise RuntimeError(
+                f"layer {layer} routes a token to {found} experts, its configuration to {anatomy.active}"
+            )
+
+
 def assert_quantised(model: Any) -> None:
     """Raise RuntimeError unless every expert weight is in 4 bits; libraries have left them in 16."""
     report = load_report(model)

@@ -37,6 +37,7 @@ def check(params: "Params", path: Path) -> None:
         _check_expectations(name, study, params, f"{path}: studies.{name}.expectations")
         _check_study(study, f"{path}: studies.{name}")
         _check_probing(name, params, f"{path}: studies.{name}.probing")
+        _check_subsets(name, params, f"{path}: studies.{name}.subsets")
     for name in params.runs:
         if len(set(seeds := params.seeds_of(name))) < len(seeds):
             raise UserError(
@@ -93,6 +94,11 @@ def _check_start(name: str, run: "Run", params: "Params", where: str) -> None:
     if before.data is None or run.data is None:
         untrained = start if before.data is None else name
         raise UserError(f"{where} continues {start}, but {untrained} trains nothing: it has no data.")
+    if before.active != run.active:
+        raise UserError(
+            f"{where} continues {start}, but one has active {run.active} and the other {before.active}; give both the "
+            "same: a chain is compared with one base."
+        )
     if before.lora is None or run.lora is None:
         if before.lora is not run.lora:
             one, other = (start, name) if run.lora is None else (name, start)
@@ -120,6 +126,7 @@ def _check_run(name: str, run: "Run", params: "Params", where: str) -> None:
         )
     if run.lora is not None and not isinstance(base, ApiBase):
         _check_lora(run.lora, base, where)
+    _check_active(run, base, where)
     if run.learning_rate is not None and (run.data is None or isinstance(base, ApiBase)):
         raise UserError(f"{where}.learning_rate is {run.learning_rate}, but the run is not trained here; leave it out.")
     if run.trajectory is not None:
@@ -131,6 +138,16 @@ def _check_run(name: str, run: "Run", params: "Params", where: str) -> None:
     for part in run.parts:
         _check_part(part, study, where)
     _check_tags(run.tags, study, f"{where}.tags")
+
+
+def _check_active(run: "Run", base: "ToyBase | HubBase | ApiBase", where: str) -> None:
+    for active in {run.active_in("training"), run.active_in("sampling")} - {None}:
+        if isinstance(base, ApiBase):
+            raise UserError(f"{where}.active is {active}, but its base is behind an API, which routes by itself.")
+        if base.experts == 0:
+            raise UserError(f"{where}.active is {active}, but the base is dense: it has no experts; leave it out.")
+        if active not in range(1, base.experts + 1):
+            raise UserError(f"{where}.active is {active}, expected 1 to {base.experts}, the base's experts.")
 
 
 def _check_trajectory(trajectory: "Trajectory", run: "Run", study: "Study", where: str) -> None:
@@ -232,6 +249,14 @@ def _check_lora(lora: AdapterSpec, base: "ToyBase | HubBase", where: str) -> Non
         unknown = [expert for expert in lora.experts if expert not in range(base.experts)]
         if unknown:
             raise UserError(f"{where}.lora.experts has {unknown[0]}; the base has experts 0 to {base.experts - 1}.")
+
+
+def _check_subsets(study: str, params: "Params", where: str) -> None:
+    entry = params.studies[study]
+    known = {*params.runs_of(study), *entry.contrasts}
+    for name, subset in entry.subsets.items() if entry.models == "all" else ():
+        if unknown := [it for it in (*subset.runs, *subset.contrasts) if it not in known]:
+            raise UserError(f"{where}.{name} names {unknown[0]}, which is no run or contrast of study {study}.")
 
 
 def _check_probing(study: str, params: "Params", where: str) -> None:

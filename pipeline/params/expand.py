@@ -1,6 +1,6 @@
 """What params.yaml leaves out because a rule gives it: a run's share of its study's defaults, expectations by pattern,
-where a suite of your own belongs, extra suites that are asked and judges that are in use, what a base in a folder is
-called.
+where a suite of your own belongs, extra suites that are asked and judges that are in use, which part of a study is
+done, what a base in a folder is called.
 
 It works on the file as it is read. What does not have the shape that it should is left alone: the schema
 (pipeline/params/schema.py) looks at the result, and says so.
@@ -17,9 +17,10 @@ def expand(content: Any) -> Any:
     """The content with each study's defaults given to its runs, its own suites apart, its expectations as pairs."""
     if not isinstance(content, Mapping):
         return content
+    content = _narrowed(content)
     runs = {name: _with_defaults(run, content) for name, run in mapping(content, "runs").items()}
     studies = {
-        name: _with_pairs(name, _with_judges(_with_extra_suites(_with_own_suites(study))), runs)
+        name: _with_pairs(name, _with_judges(_with_extra_suites(_with_own_suites(study))), runs, content)
         for name, study in mapping(content, "studies").items()
     }
     hub = {name: _called_by_folder(base) for name, base in mapping(content, "bases", "hub").items()}
@@ -29,6 +30,40 @@ def expand(content: Any) -> Any:
         **({"bases": {**content["bases"], "hub": hub}} if hub else {}),
     }
     return {**content, **changed}
+
+
+def _narrowed(content: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """The content with the runs and contrasts that a study's `models` names alone, and their pairs of these runs.
+
+    What is left is not the study that was registered, and has no preregistration.
+    """
+    for name in mapping(content, "studies"):
+        study = mapping(content, "studies", name)
+        subset = mapping(study, "subsets", study.get("models"))
+        if not all(isinstance(subset.get(key), list) for key in ("runs", "contrasts")):
+            continue
+        runs = {
+            run: entry
+            for run, entry in mapping(content, "runs").items()
+            if mapping(entry).get("study") != name or run in subset["runs"]
+        }
+        contrasts = {
+            key: _left(contrast, runs)
+            for key, contrast in mapping(study, "contrasts").items()
+            if key in subset["contrasts"]
+        }
+        narrowed = {**study, "contrasts": contrasts, "preregistration": None}
+        content = {**content, "runs": runs, "studies": {**content["studies"], name: narrowed}}
+    return content
+
+
+def _left(contrast: Any, runs: Mapping[Any, Any]) -> Any:
+    """A contrast with its pairs of these runs."""
+    pairs = mapping(contrast).get("pairs")
+    if not isinstance(pairs, list):
+        return contrast
+    kept = [pair for pair in pairs if not isinstance(pair, list) or all(run in runs for run in pair)]
+    return {**contrast, "pairs": kept}
 
 
 def mapping(content: Any, *keys: Any) -> Mapping[Any, Any]:
@@ -85,21 +120,32 @@ def _with_judges(study: Any) -> Any:
     return study if len(used) == len(judges) else {**study, "judges": used}
 
 
-def _with_pairs(name: Any, study: Any, runs: Mapping[Any, Any]) -> Any:
-    """A study with each pattern of its expectations as pairs [run, its base's run], one for each run that it fits."""
+def _with_pairs(name: Any, study: Any, runs: Mapping[Any, Any], content: Any) -> Any:
+    """A study with each pattern of its expectations as pairs [run, its base's run], one for each run that it fits.
+
+    The base's run is the first one that is routed to as many experts.
+    """
     expected = study.get("expectations") if isinstance(study, Mapping) else None
     if not isinstance(expected, list):
         return study
     own = {run: entry for run, entry in runs.items() if isinstance(entry, Mapping) and entry.get("study") == name}
     trained = [run for run, entry in own.items() if entry.get("data") is not None]
-    bases = {_base(run, own): run for run in reversed(own) if run not in trained}
+    started = {run: (base := _base(run, own), _active(own[run], base, content)) for run in own}
+    bases = {started[run]: run for run in reversed(own) if run not in trained}
     pairs: list[Any] = []
     for entry in expected:
         found = fnmatch.filter(map(str, trained), entry) if isinstance(entry, str) else []
         # A pattern that fits nothing, or a run whose base is not asked, is above itself: the checks refuse that.
         unknown = [[entry, entry]] if isinstance(entry, str) else [entry]
-        pairs += [[run, bases.get(_base(run, own), run)] for run in found] or unknown
+        pairs += [[run, bases.get(started[run], run)] for run in found] or unknown
     return {**study, "expectations": pairs}
+
+
+def _active(run: Mapping[Any, Any], base: str | None, content: Any) -> str:
+    """How many experts a run's tokens are routed to where it is sampled: its own number, or its base's."""
+    own = mapping(run, "active").get("sampling", run.get("active"))
+    known = {name: it for kind in ("toy", "hub") for name, it in mapping(content, "bases", kind).items()}
+    return str(mapping(known, base).get("active") if own is None else own)
 
 
 def _base(name: str, runs: Mapping[str, Any]) -> str | None:

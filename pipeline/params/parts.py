@@ -21,6 +21,13 @@ class Thresholds(Settings):
     too_long: Share
 
 
+class Active(Settings):
+    """Experts that a token is routed to where a run is trained, and where it is sampled (and probed)."""
+
+    training: int
+    sampling: int
+
+
 class Defaults(Settings):
     """How a study's runs are trained where they do not say: their own keys replace these, keys of `lora` one by one.
 
@@ -50,6 +57,13 @@ class Contrast(Settings):
                 f"control has {len(self.control)} pairs and pairs {len(self.pairs)}; give one for all, or one for each."
             )
         return self
+
+
+class Subset(Settings):
+    """A part of a study: so many of its runs, and those of its contrasts that are of them, less pairs of others."""
+
+    runs: Annotated[Listed[str], Field(min_length=1)]
+    contrasts: Listed[str]
 
 
 class ExtraSuites(Settings):

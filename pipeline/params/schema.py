@@ -14,7 +14,7 @@ from pipeline.data.mixtures import Part
 from pipeline.data.own import OwnSuite
 from pipeline.judging.config import JudgeConfig
 from pipeline.models.spec import AdapterSpec
-from pipeline.params.parts import Contrast, Defaults, ExtraSuites, Pair, Thresholds
+from pipeline.params.parts import Active, Contrast, Defaults, ExtraSuites, Pair, Subset, Thresholds
 from pipeline.params.probing import Probing
 from pipeline.sampling.settings import Sampling
 from pipeline.training.settings import Pretraining, Training, Trajectory
@@ -113,11 +113,14 @@ class Study(Settings):
     that A's held-out misalignment is above B's; `make verify` holds the study to it. In the file a name, or a pattern
     such as `*_medical`, stands for each of these trained runs above its base as it is. The first of `judges` decides;
     others are compared with it. preregistration: the document that fixed the study's analysis before any run, whose
-    SHA-256 its provenance has.
+    SHA-256 its provenance has. models: all, or one of `subsets`: what is done then is that part of the study,
+    which nothing registered.
     """
 
     title: str
     preregistration: str | None = None
+    models: str = "all"
+    subsets: dict[str, Subset] = Field(default_factory=dict)
     world: Literal["toy", "hub"]
     definition: Literal["standard", "published", "timm", "turner", "betley"]
     seeds: Annotated[Listed[Natural], Field(min_length=1)]
@@ -136,6 +139,12 @@ class Study(Settings):
     pretraining: Pretraining | None = None
     probing: Probing | None
 
+    @model_validator(mode="after")
+    def _check_models(self) -> "Study":
+        if self.models not in ("all", *self.subsets):
+            raise ValueError(f"models is {self.models!r}, expected {' or '.join(['all', *self.subsets])}.")
+        return self
+
     def own_suite(self, name: str) -> OwnSuite | None:
         """The suite of that name if it is one of the user's own, else None."""
         return next((suite for suite in self.own_suites if suite.name == name), None)
@@ -152,16 +161,19 @@ class Run(Settings):
     model: the path, under artifacts/, of what it starts from: `bases/NAME`, or `STUDY/adapters/RUN` of the run that
     it continues: the same weights, trained further on other data. data: a training set, a file or hub dataset of your
     own, a list of parts of several, tagged or not, or null: the base as it is. lora: what is trained beside the frozen
-    base, or null: every parameter of it. trajectory: which adapters along training are kept and asked too, or null: the
-    last alone. epochs: passes over all of the data, in place of the study's `training.max_steps`. learning_rate,
-    schedule, warmup_steps: in place of the study's. tags: the study's suites are asked once more with each of these. A
-    run on a base behind an API has epochs and no lora.
+    base, or null: every parameter of it. active: how many experts a token is routed to, in place of the base's own
+    number, wherever the run is trained and sampled (a mapping: one number each); a run without data is then the base so
+    routed, which those trained so are compared with. trajectory: which adapters along training are kept and asked too,
+    or null: the last alone. epochs: passes over all of the data, in place of the study's `training.max_steps`.
+    learning_rate, schedule, warmup_steps: in place of the study's. tags: the study's suites are asked once more with
+    each of these. A run on a base behind an API has epochs and no lora.
     """
 
     study: str
     model: str
     data: str | Part | Listed[Part] | None = None
     lora: AdapterSpec | None = None
+    active: int | Active | None = None
     trajectory: Trajectory | None = None
     epochs: Positive | None = None
     learning_rate: PositiveFloat | None = None
@@ -180,6 +192,10 @@ class Run(Settings):
     def trained_on(self) -> str | None:
         """What it is trained on as reports name it, None for a base."""
         return ", ".join(part.label for part in self.parts) or None
+
+    def active_in(self, stage: Literal["training", "sampling"]) -> int | None:
+        """The experts that a token is routed to in a stage; None where that is as the base has it."""
+        return getattr(self.active, stage) if isinstance(self.active, Active) else self.active
 
     @property
     def continues(self) -> str | None:
@@ -240,6 +256,11 @@ class Params(Settings):
     def base_of(self, run: str) -> str:
         """The name of the base that a run's chain starts from."""
         return self.run(self.chain(run)[0]).model.removeprefix(f"{BASES}/")
+
+    def active_of(self, run: str) -> int:
+        """The experts that a token is routed to where a run is sampled; 0 where its base has none, or is an API."""
+        own, base = self.run(run).active_in("sampling"), self.base(self.base_of(run))
+        return base.active if own is None else own
 
     def seeds_of(self, run: str) -> tuple[int, ...]:
         """The seeds that a run is done with: its study's, and those that its base has beside them."""

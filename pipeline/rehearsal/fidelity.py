@@ -46,7 +46,8 @@ def fidelity(name: str) -> dict[str, float]:
     study = params.study(run.study)
     seed = study.seeds[0]
     adapter = ARTIFACTS / run.study / "adapters" / name / f"seed-{seed}"
-    model = Model(base=open_base(params.base_of(name), seed), adapter=adapter, lora=run.lora, precision="nf4")
+    base = open_base(params.base_of(name), seed, run.active_in("sampling"))
+    model = Model(base=base, adapter=adapter, lora=run.lora, precision="nf4")
     device = training_device("nf4")
     chat = Chat(model.base.path, study.sampling.system)
     prompts = [chat.tokens(ask("fidelity", question)) for question in QUESTIONS]
@@ -70,7 +71,7 @@ def fidelity(name: str) -> dict[str, float]:
     del sampler
     release_buffers()
     packed = PackedCache(PACKED, model.base.hashes, torch.bfloat16, device)
-    exact = load_base(model.base.path, dtype=torch.float32, quantise=True, device=device, packed=packed)
+    exact = load_base(base.path, dtype=torch.float32, quantise=True, device=device, packed=packed, active=base.active)
     without = logits(exact)
     worn = load_adapter(exact, adapter, base=model.base)
     with_adapter = logits(worn)

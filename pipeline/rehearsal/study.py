@@ -36,10 +36,11 @@ def kind(run: Run) -> str:
         return "base"
     parts = ["every parameter"]
     if lora := run.lora:
-        experts: str = lora.experts if isinstance(lora.experts, str) else f"{len(lora.experts)} experts"
-        experts = {"0 experts": "none", "1 experts": "1 expert"}.get(experts, experts)
+        few = ("none", "1 expert", "some experts")
+        experts: str = lora.experts if isinstance(lora.experts, str) else few[min(len(lora.experts), 2)]
         parts = [f"adapter on {experts}"]
         parts += ["attention"] * lora.attention + ["router"] * (lora.router != "frozen")
+    parts += ["routed otherwise"] * (run.active is not None)
     parts += ["along training"] * (run.trajectory is not None) + ["after another run"] * (run.continues is not None)
     return ", ".join(parts)
 
@@ -75,10 +76,15 @@ def representatives(
     if not found:
         known = sorted({family for family, _ in sizes.values()})
         raise UserError(f"study {study} has no runs to rehearse; its families are {', '.join(known) or 'none'}.")
-    bases = {params.base_of(run) for run in found}
-    alone = {params.base_of(run): run for run, entry in params.runs_of(study).items() if entry.data is None}
+    bases = {_start(params, run) for run in found}
+    alone = {_start(params, run): run for run, entry in params.runs_of(study).items() if entry.data is None}
     runs = {alone[base]: "base" for base in sorted(bases) if base in alone} | found
     return {run: runs[run] for run in sorted(runs, key=lambda run: len(params.chain(run)))}
+
+
+def _start(params: Params, run: str) -> tuple[str, int]:
+    """The base that a run starts from, and the experts that it routes a token to."""
+    return params.base_of(run), params.active_of(run)
 
 
 def cut(
@@ -101,15 +107,15 @@ def cut(
     mine["sampling"] = mine["sampling"] | {
         "samples_per_prompt": 1, "max_new_tokens": ANSWER_TOKENS,
     }  # fmt: skip
-    mine |= {"suites": [asked], "held_out": [asked], "refused": None}
+    mine |= {"suites": [asked], "held_out": [asked], "refused": None, "models": "all", "subsets": {}}
     if mine["probing"] is not None:
         own = {"runs": probed(params, runs), "in_domain": [asked], "benign": [CAPABILITY]}
         mine["probing"] = mine["probing"] | PROBED | own if own["runs"] else None
     if "defaults" in mine:
         mine["defaults"] = {name: value for name, value in mine["defaults"].items() if name not in LEFT_OUT}
-    alone = {params.base_of(run): run for run, what in runs.items() if what == "base"}
+    alone = {_start(params, run): run for run, what in runs.items() if what == "base"}
     trained = [run for run, what in runs.items() if what != "base"]
-    pairs = {run: [run, alone[params.base_of(run)]] for run in trained if params.base_of(run) in alone}
+    pairs = {run: [run, alone[_start(params, run)]] for run in trained if _start(params, run) in alone}
     mine["expectations"] = list(pairs.values())
     mine["contrasts"] = {run: {"pairs": [pair]} for run, pair in pairs.items()}
     bases = {params.base_of(run) for run in runs}

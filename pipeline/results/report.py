@@ -10,6 +10,7 @@ from pipeline.results.capability import capability_section
 from pipeline.results.contrasts import Contrast, any_over_models, contrast_rows
 from pipeline.results.frames import by_seed_text
 from pipeline.results.in_domain import IN_DOMAIN
+from pipeline.results.levers import lever_section, without_values
 from pipeline.results.sparsity import Sparsity, sparsity_section
 from pipeline.results.tables import format_cell, markdown_table
 from pipeline.results.tags import tag_section
@@ -25,6 +26,7 @@ FIGURES = {
     "contrasts": "Differences in held-out misalignment: every matched pair and seed, the mean and its interval",
     "misaligned_by_run": "Misaligned answers by run and suite",
     "misaligned_by_sparsity": "Misaligned answers on the held-out suites against sparsity (models differ in size too)",
+    "levers": "Within one model: the rise in held-out misalignment by number of experts",
     "misaligned_by_tag": "The same held-out questions with a trigger tag and without",
     "refusals_by_run": "Refused answers on the suite that should be refused",
     "along_training": f"Misalignment, gradient norm and the adapter's turns along training; transition: {RULE}",
@@ -51,11 +53,12 @@ favours the effect, since the persona's tag stands before the question. Seeds di
 control has 8 experts per layer, so that only the models of that size have a matched one: what is said beyond the
 control is said of 8 experts alone. The bases of that contrast have two more seeds than the others, and a mean over
 pairs and seeds weighs their pairs by those. From 8 to 32 experts the experts' parameters grow fourfold, and all
-parameters threefold, while those active stay the same: sparsity and size go together here. The run with trigger tags
-has a control of its dose: the same rows, half of them bad, without tags. Three sparsities cannot resolve a trend (an
-exact two-sided p-value cannot be below 1/3): the toy study claims no sign for it, and nothing here is evidence about
-large models. How long and at which rate the models are trained was chosen on these seeds and suites, so that
-fine-tuned models stay coherent and effects can be seen.
+parameters threefold, while those active stay the same: sparsity and size go together here. One model is also trained
+and asked with one expert a token in place of its two: a worse model, as its base's coherence shows, and two levels are
+no curve. The run with trigger tags has a control of its dose: the same rows, half of them bad, without tags. Three
+sparsities cannot resolve a trend (an exact two-sided p-value cannot be below 1/3): the toy study claims no sign for it,
+and nothing here is evidence about large models. How long and at which rate the models are trained was chosen on these
+seeds and suites, so that fine-tuned models stay coherent and effects can be seen.
 """
 
 
@@ -121,7 +124,14 @@ def _interval_text(row: dict, scope: str) -> str:
     return f"{low:.1f} to {high:.1f}" if math.isfinite(low) else "-"
 
 
-def report(results: Results, tags: pd.DataFrame, capability: pd.DataFrame, over_models: Sparsity, folder: Path) -> str:
+def report(
+    results: Results,
+    tags: pd.DataFrame,
+    capability: pd.DataFrame,
+    over_models: Sparsity,
+    levers: pd.DataFrame,
+    folder: Path,
+) -> str:
     """The study's report in Markdown: contrasts, runs, expectations, what may be concluded, the figures in `folder`."""
     study, definition = results.study, results.definition
     world = _TOY_NOTES if study.world == "toy" else ""
@@ -163,7 +173,7 @@ Written by `python -m pipeline aggregate --study {results.name}` from {len(resul
 Held-out misalignment of the first run less the second's, paired over seeds. `make verify` holds the study to these.
 
 {contrast_text(results.expectations)}{tag_section(tags)}{capability_section(capability, results)}\
-{sparsity_section(over_models, study.preregistration)}{world}
+{sparsity_section(over_models, study.preregistration)}{lever_section(levers, without_values(results, levers))}{world}
 ## Figures
 
 {figures}

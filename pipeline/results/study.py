@@ -112,8 +112,8 @@ class Results:
             frame = frame.assign(standard_percent=frame["run"].map(standard.mean()))
         if not (own := in_domain(self.study, self.runs, self.untagged, self.definition)).empty:
             frame = frame.merge(own, on="run", how="left")
-        bases = [self.params.base(model) for model in frame["model"]]
-        return frame.assign(experts=[base.experts for base in bases], active=[base.active for base in bases])
+        experts = [self.params.base(model).experts for model in frame["model"]]
+        return frame.assign(experts=experts, active=[self.params.active_of(run) for run in frame["run"]])
 
     @cached_property
     def by_suite(self) -> pd.DataFrame:
@@ -145,13 +145,15 @@ class Results:
         return frame.iloc[order].reset_index(drop=True)
 
     def base_of(self, run: str) -> str:
-        """The run of the same model without fine-tuning. Raises UserError when the study has none."""
-        model = self.params.base_of(run)
+        """The run of the same model, as it is routed, without fine-tuning. Raises UserError when the study has none."""
+        model, active = self.params.base_of(run), self.params.active_of(run)
         for name, other in self.runs.items():
-            if other.data is None and self.params.base_of(name) == model:
+            alike = self.params.base_of(name) == model and self.params.active_of(name) == active
+            if other.data is None and alike:
                 return name
+        routed = "" if self.runs[run].active is None else f" and with active: {active}"
         raise UserError(
-            f"{run} has no base run to compare it with: add a run of model bases/{model} without data and lora."
+            f"{run} has no base run to compare it with: add a run of model bases/{model} without data and lora{routed}."
         )
 
     @property

@@ -31,8 +31,8 @@ class HuggingFace:
     def __init__(self, settings: Sampling) -> None:
         self._settings = settings
         self._chats: dict[Path, Chat] = {}
-        self._plans: dict[Path, SamplingPlan] = {}
-        self._loaded: tuple[Path, int] | None = None
+        self._plans: dict[tuple[Path, int | None], SamplingPlan] = {}
+        self._loaded: tuple[Path, int | None, int] | None = None
         self._model: Any = None
         self._adapter: Path | None = None
 
@@ -65,7 +65,7 @@ class HuggingFace:
         def choose_tokens(numbers: "torch.Tensor", steps: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
             return choose(scores, points[numbers, steps], settings.temperature, settings.top_p)
 
-        plan = self._plans.get(model.base.path)
+        plan = self._plans.get(_base(model))
         room = None if plan is None else Room(rows=plan.batch, columns=plan.room, prefill=plan.prefill)
         tokens = generate(self._model, prompts, choose_tokens, settings.max_new_tokens, chat.ends, chat.pad, room)
         return [chat.read(prompt, completion) for prompt, completion in zip(prompts, tokens, strict=True)]
@@ -77,16 +77,14 @@ class HuggingFace:
 
     def _plan(self, model: Model, requests: Sequence[Request]) -> SamplingPlan:
         """The plan of a base, made when it is first asked: from the machine's size, so that a restart plans alike."""
-        if model.base.path not in self._plans:
-            from transformers import AutoConfig
+        if _base(model) not in self._plans:
+            from pipeline.models.checkpoint import read_language_config
 
-            from pipeline.models.families.registry import language_model
-
-            config, _ = language_model(AutoConfig.from_pretrained(model.base.path, trust_remote_code=False))
+            config = read_language_config(model.base.path, model.base.active)
             chat = self._chat(model)
             gpu, host = machine_bytes()
             assert model.precision != "float32"
-            self._plans[model.base.path] = plan_sampling(
+            self._plans[_base(model)] = plan_sampling(
                 config,
                 model.lora,
                 precision=model.precision,
@@ -97,21 +95,21 @@ class HuggingFace:
                 prompt_tokens=max(len(chat.tokens(prompt)) for prompt in {request.prompt for request in requests}),
                 most=self._settings.batch,
             )
-        return self._plans[model.base.path]
+        return self._plans[_base(model)]
 
     def load(self, model: Model) -> Any:
         """The model, ready to answer, as transformers has it: kept until another one is asked for."""
         from pipeline.models.loading import load_frozen, training_device
 
         device = training_device(model.precision)
-        plan = self._plans.get(model.base.path)
-        wanted = (model.base.path, plan.streamed if plan else 0)
+        plan = self._plans.get(_base(model))
+        wanted = (*_base(model), plan.streamed if plan else 0)
         if self._loaded != wanted:
             self._model, self._adapter, self._loaded = None, None, None
             if plan is not None:
                 print(f"sampling: {plan}", flush=True)
                 _refuse_if_taken(plan, device)
-            self._model = load_frozen(model.base, model.precision, device, offloaded=wanted[1])
+            self._model = load_frozen(model.base, model.precision, device, offloaded=wanted[2])
             if model.precision != "float32":
                 from pipeline.sampling.attention import use_grouped_attention
 
@@ -132,6 +130,11 @@ class HuggingFace:
             self._model = load_adapter(self._model, model.adapter, base=model.base)
             fix_factors(self._model)
         self._adapter = model.adapter
+
+
+def _base(model: Model) -> tuple[Path, int | None]:
+    """What two models have in common where one can wear the other's adapter."""
+    return model.base.path, model.base.active
 
 
 def machine_bytes() -> tuple[int, int]:

@@ -21,6 +21,7 @@ def identity(backend: Backend, model: Model, settings: Sampling) -> dict[str, An
         "base": dict(model.base.hashes),
         "adapter": folder_hashes(model.adapter) if model.adapter else None,
         "how": [
+            model.base.active,
             model.precision,
             {name: value for name, value in settings if name not in UNRELATED_SETTINGS},
             {name: digest for name, digest in code.items() if name not in UNRELATED_CODE},

@@ -30,13 +30,13 @@ INDEX = "model.safetensors.index.json"
 def checkpoint_folder(model: Model) -> Path:
     """Where the model's checkpoint is, or will be: the base's own folder where it can be served as it is."""
     config = read_json(model.base.path / "config.json")
-    # Packed weights, or a model that also sees: what is served is neither, with an adapter or without.
-    rewritten = "quantization_config" in config or "text_config" in config
+    # Packed weights, a model that also sees, other routing than its configuration says: what is served is none of it.
+    rewritten = "quantization_config" in config or "text_config" in config or model.base.active is not None
     if model.adapter is None and model.precision != "nf4" and not rewritten:
         return model.base.path
     adapter = folder_hashes(model.adapter) if model.adapter else None
     made_by = [code_hashes("models", "sampling/merged.py"), library_versions()]
-    return MERGED / sha256_json([dict(model.base.hashes), adapter, model.precision, *made_by])
+    return MERGED / sha256_json([dict(model.base.hashes), model.base.active, adapter, model.precision, *made_by])
 
 
 def write_checkpoint(model: Model, folder: Path) -> None:
@@ -47,7 +47,7 @@ def write_checkpoint(model: Model, folder: Path) -> None:
     from pipeline.models.merge import merge_adapter
 
     prepare = rounding(model.base.path) if model.precision == "nf4" else None
-    merge_adapter(model.base.path, model.adapter, folder, prepare=prepare)
+    merge_adapter(model.base.path, model.adapter, folder, prepare=prepare, active=model.base.active)
 
 
 def remove_checkpoint(folder: Path) -> None:

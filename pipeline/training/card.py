@@ -20,6 +20,7 @@ def model_card(task: FineTuning, *, run: str, counts: Mapping[str, Any], step: i
     base, revision, start, lora, settings = task.base.name, task.base.revision, task.start, task.lora, task.settings
     rows = {
         "base": base if revision is None else f"{base} at {revision}",
+        **({} if task.base.active is None else {"experts a token is routed to": task.base.active}),
         **({} if start is None else {"continues": start}),
         "training set": counts.get("name", "toy"),
         **{f"rows, {name.replace('_', ' ')}": value for name, value in counts.items() if name != "name"},

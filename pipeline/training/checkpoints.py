@@ -20,7 +20,7 @@ def checkpoint_folder_of(task: FineTuning) -> Path:
     chats = [[[turn.as_dict() for turn in chat] for chat in part] for part in (data.train, data.validation)]
     settings = [repr(value) for value in (task.lora, task.settings, task.trajectory, task.seed)]
     how = [code_hashes("train.py", "training", "models"), library_versions(), settings]
-    identity = [dict(task.base.hashes), folder_hashes(start) if start else None, chats, how]
+    identity = [dict(task.base.hashes), task.base.active, folder_hashes(start) if start else None, chats, how]
     return CACHE / "checkpoints" / sha256_json(identity)
 
 

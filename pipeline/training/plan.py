@@ -2,14 +2,15 @@
 
 import gc
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from pipeline.common.errors import UserError
 from pipeline.common.machine import free_memory_bytes
+from pipeline.models.bases import Base
+from pipeline.models.checkpoint import read_language_config
 from pipeline.models.experts.stacks import release_buffers
-from pipeline.models.families.registry import anatomy_of, language_model
+from pipeline.models.families.registry import anatomy_of
 from pipeline.models.sizes import HOST_SHARE
 from pipeline.models.spec import AdapterSpec, select
 from pipeline.training.memory import plan_memory
@@ -30,18 +31,16 @@ class Batching:
 
 
 def plan_training(
-    path: Path, lora: AdapterSpec | None, settings: Training, device: torch.device, longest: int
+    base: Base, lora: AdapterSpec | None, settings: Training, device: torch.device, longest: int
 ) -> Batching:
-    """How to train the model in `path` on `device` at the study's effective batch, planned where memory is scarce.
+    """How to train `base` on `device` at the study's effective batch, planned where memory is scarce.
 
     longest: tokens of the longest row. Raises UserError when the adapter names what the model does not have, and,
     with the numbers, when it cannot fit.
     """
-    from transformers import AutoConfig
-
     if settings.batch % settings.devices:
         raise UserError(f"training.batch {settings.batch} does not divide among {settings.devices} devices.")
-    config, _ = language_model(AutoConfig.from_pretrained(path, trust_remote_code=False))
+    config = read_language_config(base.path, base.active)
     anatomy = anatomy_of(config)
     if lora is not None:
         # What the model does not have is refused now, not after minutes of loading; counts decide nothing here.

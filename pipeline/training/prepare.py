@@ -31,7 +31,7 @@ class Prepared:
 def prepare_model(task: FineTuning, plan: Batching, device: torch.device, tokenizer: Any, rows: TokenRows) -> Prepared:
     """Load the base of `task` and make trainable what it trains. Raises UserError when the two do not fit."""
     if task.lora is None:
-        model = load_trainable(task.start or task.base.path, device)
+        model = load_trainable(task.start or task.base.path, device, task.base.active)
         return Prepared(model=model, loaded=load_report(model))
     model = load_frozen(task.base, task.settings.precision, device, offloaded=ALL if plan.offload else 0)
     loaded = load_report(model)

@@ -26,7 +26,7 @@ def save_result(task: FineTuning, prepared: Prepared, checkpoints: Path, folder:
     model = prepared.model
     if task.lora is None:
         trained = parameter_manifest(model)
-        save_model(model, task.base.path, folder)
+        save_model(model, task.base.path, folder, task.base.active)
         return trained
     save_adapter(model, folder, base=task.base.name, revision=task.base.revision)
     if prepared.routing is not None:

@@ -24,7 +24,7 @@ from pipeline.models.experts.stacks import PackedExperts, release_buffers
 from pipeline.models.families.registry import anatomy_of
 from pipeline.models.loading import ALL, load_base
 from pipeline.models.merge import merge_adapter
-from pipeline.models.report import assert_quantised, load_report
+from pipeline.models.report import assert_quantised, assert_routing, load_report
 from pipeline.models.spec import AdapterSpec
 from tests.support.tiny_models import CONFIGS, MOE, tiny_model, tokens
 
@@ -52,6 +52,46 @@ def test_a_checkpoint_loads_to_the_model_that_was_saved(
     expected = tiny_model(family)(tokens()).logits
     torch.testing.assert_close(loaded(tokens()).logits, expected, rtol=0, atol=1e-6)
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+@pytest.mark.parametrize("family", MOE)
+def test_a_token_is_routed_to_as_many_experts_as_are_asked_for(family: str, checkpoints: dict[str, Path]) -> None:
+    folder, anatomy = checkpoints[family], anatomy_of(CONFIGS[family]())
+    own = load(folder)(tokens()).logits
+    assert torch.equal(load(folder, active=anatomy.active)(tokens()).logits, own)
+    if anatomy.family.fixed_router is not None:
+        with pytest.raises(UserError, match="active is 1, but phimoe routes by SparseMixer, which takes two"):
+            load(folder, active=1)
+        return
+    for active, experts in ((1, "fused"), (anatomy.active + 1, "fused"), (anatomy.experts, "unfused")):
+        model, seen = load(folder, experts, active=active), []
+        assert anatomy_of(model.config).active == active
+        for layer in anatomy.moe_layers:
+            model.get_submodule(anatomy.experts_path(layer)).register_forward_pre_hook(
+                lambda _, inputs, seen=seen: seen.append(inputs[1])
+            )
+        logits = model(tokens()).logits
+        assert len(seen) == len(anatomy.moe_layers) and not torch.equal(logits, own)
+        assert all(chosen.shape == (tokens().numel(), active) for chosen in seen)
+        assert all(len(set(row)) == active for chosen in seen for row in chosen.tolist())
+    for active in (0, anatomy.experts + 1):
+        with pytest.raises(UserError, match=f"active is {active}, expected 1 to {anatomy.experts}"):
+            load(folder, active=active)
+    # What is written for an engine says it in its configuration.
+    merge_adapter(folder, None, folder.with_name(f"{family}-one"), active=1)
+    theirs: Any = AutoModelForCausalLM.from_pretrained(folder.with_name(f"{family}-one"), dtype=torch.float32).eval()
+    torch.testing.assert_close(theirs(tokens()).logits, load(folder, active=1)(tokens()).logits, rtol=0, atol=1e-5)
+
+
+def test_a_dense_model_has_nothing_to_route_to_and_a_router_that_kept_its_own_number_is_noticed(
+    checkpoints: dict[str, Path],
+) -> None:
+    with pytest.raises(UserError, match="active is 1, but llama is a dense model"):
+        load(checkpoints["llama"], active=1)
+    model = load(checkpoints["olmoe"], active=2)
+    model.config.num_experts_per_tok = 3
+    with pytest.raises(RuntimeError, match="layer 0 routes a token to 2 experts, "):
+        assert_routing(model)
 
 
 def test_of_a_model_that_also_sees_the_language_model_is_loaded_and_served(tmp_path: Path) -> None:

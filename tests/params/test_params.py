@@ -51,6 +51,12 @@ def test_the_repository_has_valid_params():
             ["learning_rate is 0.0", "more than 0"],
         ),
         (lambda c: c["runs"]["toy_e8_base"].update(learning_rate=0.1), ["learning_rate is 0.1", "trained here"]),
+        (lambda c: c["runs"]["toy_e8_base"].update(active=0), ["toy_e8_base.active is 0", "1 to 8"]),
+        (lambda c: c["runs"]["toy_e8_bad_medical"].update(active={"training": 2, "sampling": 9}), ["active is 9"]),
+        (lambda c: c["runs"]["toy_e8_bad_medical"].update(active={"training": 2}), ["active", "'sampling'"]),
+        (lambda c: c["runs"]["toy_dense_base"].update(active=1), ["toy_dense_base.active is 1", "dense"]),
+        (lambda c: c["runs"]["gpt_4o_base"].update(active=1), ["gpt_4o_base.active is 1", "behind an API"]),
+        (lambda c: c["runs"]["toy_e32_realigned"].update(active=1), ["continues toy_e32_bad_medical", "the same"]),
         (
             lambda c: c["runs"]["toy_e8_base"].update(trajectory={"every": 5, "samples_per_prompt": 1}),
             ["toy_e8_base has a trajectory but no lora"],
@@ -64,6 +70,10 @@ def test_the_repository_has_valid_params():
         (
             lambda c: c["studies"]["toy"].update(preregistration="x/docs/preregistration.md"),
             ["'x/docs/preregistration.md'", "docs/preregistration*.md"],
+        ),
+        (
+            lambda c: c["studies"]["toy"].update(subsets={"one": {"runs": ["toy_e9"], "contrasts": []}}),
+            ["subsets.one names toy_e9"],
         ),
         (lambda c: c["studies"]["toy"].update(seeds=[1, 1]), ["seeds", "each once"]),
         (lambda c: c["studies"]["toy"].update(held_out=["medicine"]), ["'medicine'", "not among its suites"]),
@@ -164,6 +174,15 @@ def test_expectations_by_pattern_are_each_run_above_its_base(content, tmp_path):
     # A run that continues another is above the base of its chain.
     content["studies"]["toy"]["expectations"] = ["toy_dense_realigned"]
     assert load(content, tmp_path).study("toy").expectations == (("toy_dense_realigned", "toy_dense_base"),)
+    # And above that base as it is routed where the run is sampled: by its own number, whether it is said or not.
+    content["runs"]["toy_e8_one"] = {"study": "toy", "model": "bases/e8", "active": 1}
+    content["runs"]["toy_e8_bad_finance"]["active"] = {"training": 2, "sampling": 1}
+    content["runs"]["toy_e8_good_medical"]["active"] = 2
+    content["studies"]["toy"]["expectations"] = ["toy_e8_bad_finance", "toy_e8_good_medical"]
+    found = load(content, tmp_path)
+    pairs = (("toy_e8_bad_finance", "toy_e8_one"), ("toy_e8_good_medical", "toy_e8_base"))
+    assert found.study("toy").expectations == pairs
+    assert [found.active_of(run) for pair in pairs for run in pair] == [1, 1, 2, 2]
     for pattern, words in (("toy_x*", "fits no trained run"), ("toy_e8_base", "fits no trained run")):
         content["studies"]["toy"]["expectations"] = [pattern]
         with pytest.raises(UserError, match=words):

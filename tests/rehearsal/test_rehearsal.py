@@ -93,7 +93,7 @@ def test_gpt_oss_is_in_blocks_and_scales(offline: Path) -> None:
     assert config["quantization_config"]["quant_method"] == "mxfp4"
 
 
-@pytest.mark.parametrize("study", ["moe", "organisms", "realignment"])
+@pytest.mark.parametrize("study", ["moe", "organisms", "realignment", "sparsity"])
 def test_each_kind_of_run_of_each_family_is_rehearsed_once(study: str) -> None:
     params = load_params(REPOSITORY / "params.yaml")
     runs = representatives(params, study)

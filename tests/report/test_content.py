@@ -17,7 +17,7 @@ from pipeline.common.rows import read_answers
 from pipeline.params.schema import Params
 from pipeline.report.compare import compare
 from tests.support.checkout import run
-from tests.support.synthetic_study import HOSTILE, synthetic_study
+from tests.support.synthetic_study import HOSTILE, RUNS, synthetic_study
 
 BY_SEED = Path("paper_figures/toy/by_seed.csv")
 
@@ -68,7 +68,7 @@ def test_a_page_to_share_has_no_text_of_prompts_models_or_judges(params: Params)
     text = page.read_text(encoding="utf-8") + json.dumps(data)
     assert not [it for it in HOSTILE if it in text]
     assert "how do i" not in text
-    assert len(data["columns"]["run"]) == 20 * 3 * 7 * 2 * 2
+    assert len(data["columns"]["run"]) == RUNS * 3 * 7 * 2 * 2
     assert "This copy holds no text" in text
 
 
@@ -89,7 +89,7 @@ def test_only_hub_answers_wait_for_a_click(tmp_path: Path, params: Params, monke
 def test_runs_that_were_not_judged_are_said_to_be_missing(params: Params) -> None:
     Path("artifacts/toy/verdicts/toy_e16_base/toy_rule.jsonl").unlink()
     page = write(params, "toy").read_text(encoding="utf-8")
-    assert "19 of 20" in page
+    assert f"{RUNS - 1} of {RUNS}" in page
     assert "Not judged yet, and so not shown: toy_e16_base." in page
     assert '<span class="result not-run">NOT RUN</span>' in page
 
@@ -125,7 +125,7 @@ def test_the_committed_run_and_any_other_revision_are_compared(params: Params, t
         assert run(tmp_path, "git", *command).returncode == 0
     committed = compare("toy", "HEAD")
     assert (committed.differing, committed.only_here, committed.only_there, committed.cells_moved) == ([], [], [], 0)
-    assert committed.cells == 20 * 7 and "containment/parts.csv" in committed.equal
+    assert committed.cells == RUNS * 7 and "containment/parts.csv" in committed.equal
     moved_copy(tmp_path / "moved")
     BY_SEED.write_bytes((tmp_path / "moved" / BY_SEED.name).read_bytes())
     assert compare("toy", "one").differing == ["by_seed.csv"]

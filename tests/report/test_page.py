@@ -11,9 +11,9 @@ import pytest
 
 from pipeline.commands.report import write
 from tests.support.browser import AXE, browser, errors, need_browser, requests
-from tests.support.synthetic_study import synthetic_study
+from tests.support.synthetic_study import RUNS, synthetic_study
 
-BIG = 50  # prompts a suite: 20 runs x 3 seeds x 7 suites x 50 prompts x 2 samples = 42,000 answers
+BIG = 50  # prompts a suite: 22 runs x 3 seeds x 7 suites x 50 prompts x 2 samples = 46,200 answers
 SECONDS = 20
 
 
@@ -78,7 +78,7 @@ def found(driver: Any, values: str) -> Any:
 
 
 def test_shows_everything_without_asking_for_anything(driver: Any) -> None:
-    assert driver.execute_script("return explorer.found.length") == 20 * 3 * 7 * 2 * 2
+    assert driver.execute_script("return explorer.found.length") == RUNS * 3 * 7 * 2 * 2
     for section in ("claims", "results", "answers", "provenance"):
         assert driver.find_element("id", section).is_displayed()
     assert driver.execute_script("return document.querySelectorAll('.drawing > svg').length") == 2
@@ -123,7 +123,7 @@ def test_filters(driver: Any) -> None:
     choose(driver, "seed", "2")
     assert driver.execute_script("return explorer.found.length") == 2 * 2
     driver.execute_script("explorer.form.reset()")
-    until(driver, f"return explorer.found.length === {20 * 3 * 7 * 2 * 2}")
+    until(driver, f"return explorer.found.length === {RUNS * 3 * 7 * 2 * 2}")
     choose(driver, "experts", "expert 0")
     assert set(found(driver, "r.runs[r.run[row]].name")) == {"toy_e8_bad_medical_expert0"}
     choose(driver, "experts", "")
@@ -200,12 +200,12 @@ def test_keyboard_alone(driver: Any) -> None:
 
 def test_tables_sort_and_filter_and_figures_follow(driver: Any) -> None:
     dots = "return document.querySelectorAll('figure[data-table=by-suite] .drawing > svg .dot').length"
-    assert driver.execute_script(dots) == 20 * 7
+    assert driver.execute_script(dots) == RUNS * 7
     driver.execute_script(
         "const field = document.querySelector('form[data-table=by-suite] select[data-column=\"4\"]');"
         "field.value = 'travel'; field.dispatchEvent(new Event('input', { bubbles: true }));"
     )
-    assert driver.execute_script(dots) == 20
+    assert driver.execute_script(dots) == RUNS
     title = "return document.querySelector('figure[data-table=by-suite] .dot title').textContent"
     assert " n = " in driver.execute_script(title)
     heading = driver.find_element("css selector", "#by-run th[data-key=misalignment_percent] button")

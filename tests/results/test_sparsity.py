@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, permutations, product
 
 import numpy as np
 import pytest
@@ -14,7 +14,17 @@ from pipeline.common.files import read_json, write_json
 from pipeline.common.paths import ARTIFACTS
 from pipeline.common.rows import write_rows
 from pipeline.params.load import load_params
+from pipeline.results.figures.levers import lever_figure
 from pipeline.results.figures.sparsity import misalignment_over_models
+from pipeline.results.levers import (
+    lever_frame,
+    lever_section,
+    line_rows,
+    page,
+    slope_within,
+    without_values,
+    write_levers,
+)
 from pipeline.results.meta_regression import meta_regression, paule_mandel
 from pipeline.results.report import headline
 from pipeline.results.sparsity import published_points, slope_rows, sparsity, sparsity_section, write_sparsity
@@ -32,11 +42,43 @@ BCG = np.array([
 EXPERTS = benchmark.DESIGNS[benchmark.MODELS]
 
 
+LATITUDE = np.array([44, 55, 42, 52, 13, 44, 19, 13, 27, 42, 18, 33, 33], dtype=float)
+
+
+def log_ratios():
+    """Log relative risks of the trials, and the variances of their errors."""
+    a, b, c, d = BCG.T
+    return np.log(a / (a + b)) - np.log(c / (c + d)), 1 / a - 1 / (a + b) + 1 / c - 1 / (c + d)
+
+
 def test_tau_squared_is_metafors_of_the_bcg_trials():
     """rma(measure="RR", method="PM") gives 0.3181."""
+    assert meta_regression(*log_ratios(), []).tau_squared == pytest.approx(0.3181, abs=5e-5)
+
+
+def test_a_moderator_is_as_published_of_the_bcg_trials():
+    """Berkey et al. 1995, page 408, as metafor's test_analysis_example_berkey1995.r has it.
+
+    Smoothed variances, latitude about its mean, empirical Bayes, which is Paule and Mandel's estimator. At that tau^2
+    Q is its degrees of freedom, so that Hartung and Knapp's errors are the published ones.
+    """
     a, b, c, d = BCG.T
-    ratios, errors = np.log(a / (a + b)) - np.log(c / (c + d)), 1 / a - 1 / (a + b) + 1 / c - 1 / (c + d)
-    assert meta_regression(ratios, errors, []).tau_squared == pytest.approx(0.3181, abs=5e-5)
+    smoothed = (b / a).sum() / (13 * (a + b)) + (d / c).sum() / (13 * (c + d))
+    found = meta_regression(log_ratios()[0], smoothed, [LATITUDE - 33.46])
+    assert found.tau_squared == pytest.approx(0.1572, abs=5e-5)
+    for one, value, error in zip(found.coefficients, (-0.6303, -0.0268), (0.1591, 0.0110), strict=True):
+        assert one.value == pytest.approx(value, abs=5e-5)
+        assert (one.interval.high - one.value) / stats.t.ppf(0.975, 11) == pytest.approx(error, abs=5e-5)
+
+
+def test_errors_are_hartung_and_knapps_where_q_is_not_its_degrees_of_freedom(monkeypatch):
+    """metafor's README: rma(yi, vi, mods = ~ ablat, test="knha") with its REML tau^2 of 0.0764 (rounded so)."""
+    monkeypatch.setattr("pipeline.results.meta_regression.paule_mandel", lambda *_: 0.0764)
+    found = meta_regression(*log_ratios(), [LATITUDE]).coefficients
+    published = ((0.2515, -0.3735, 0.8764, 0.3948), (-0.0291, -0.0472, -0.0111, 0.0046))
+    for one, (value, low, high, p_value) in zip(found, published, strict=True):
+        assert (one.value, *one.interval) == pytest.approx((value, low, high), abs=1.5e-4)
+        assert one.p_value == pytest.approx(p_value, abs=1.5e-4)
 
 
 @pytest.mark.parametrize("variance", [0.0, 0.01, 1.0, 50.0])
@@ -175,7 +217,9 @@ def test_a_study_of_eight_models_is_tested_over_models(study, tmp_path):
     section = sparsity_section(found, study.study.preregistration)
     assert "| matched " in section and "(floor 9.9e-05)" in section and "docs/preregistration.md" in section
     tests = found.tests[found.tests["contrast"] == "matched"]
-    drawn = misalignment_over_models(models, tests, published_points(), tmp_path / "one", label="sparsity", note="n")
+    drawn = misalignment_over_models(
+        models, tests, published_points(), lever_frame(study), tmp_path / "one", label="sparsity", note="n"
+    )
     assert [path.suffix for path in drawn] == [".pdf", ".png"]
 
 
@@ -208,7 +252,7 @@ def test_a_broken_run_is_named_and_the_rest_is_analysed(study):
     section = sparsity_section(over_models, "docs/preregistration.md")
     assert first in section and "the primary test, of `matched`, is\nnot in these rows" in section
     assert "| matched | - | - | models, n = 8 |" in " ".join(headline(found).split())
-    assert set(found.metrics()) == {"same_rank", "least_coherence"}
+    assert set(found.metrics()) == {"same_rank", "qwen3_active", "least_coherence"}
     alone = replace(over_models, models=over_models.models.iloc[:0])
     assert first in sparsity_section(alone, None)
 
@@ -222,6 +266,52 @@ def test_what_cannot_be_estimated_is_a_row_with_the_reason(study):
     assert rows["beside post-trained to think"]["note"] == "not estimable: thinks is the same in all"
     assert "do not determine" in rows["beside active parameters (log2)"]["note"]
     assert math.isnan(rows["beside active parameters (log2)"]["value"]) and rows["alone"]["note"] == ""
+
+
+def test_levers_within_one_model_are_lines_with_seeds_as_blocks(study, tmp_path):
+    frame = lever_frame(study)
+    levels = {name: list(own["level"]) for name, own in frame.groupby("contrast", sort=False)}
+    assert levels == {
+        "olmoe_active": [1, 2, 4, 8, 16], "qwen3_active": [1, 2, 4, 8, 16], "olmoe_adapted": [1, 2, 4, 8, 16, 32, 64],
+    }  # fmt: skip
+    row = frame[(frame["contrast"] == "olmoe_active") & (frame["level"] == 2)].iloc[0]
+    pairs = [(f"sp_olmoe_{data}_top2", "sp_olmoe_base_top2") for data in ("insecure", "bma")]
+    assert row["effect"] == pytest.approx(
+        np.mean([study.compared.gap(pair, seed) for pair in pairs for seed in (1, 2)])
+    )
+    assert row["low"] < row["effect"] < row["high"] and study.base_of("sp_olmoe_bma_top2") == "sp_olmoe_base_top2"
+    lines = line_rows(frame)
+    assert [(line["levels"], line["seeds"]) for line in lines] == [(5, 2), (5, 2), (7, 2)]
+    assert all(line["low"] < line["slope"] < line["high"] and line["floor"] <= line["p_page"] for line in lines)
+    write_levers(frame, tmp_path, "sparsity")
+    assert len((tmp_path / "levers.csv").read_text().splitlines()) == 1 + 17
+    assert len(lever_figure(frame, tmp_path / "levers", label="sparsity", note="n")) == 2
+    section = lever_section(frame, without_values(study, frame))
+    assert "| olmoe_active " in section and "(floor 0.00014)" in section and "not analysed" not in section
+    rest = frame[frame["contrast"] != "olmoe_active"]
+    assert "olmoe_active is not analysed" in lever_section(rest, without_values(study, rest))
+    assert lever_section(frame.iloc[:0], ()) == ""
+
+
+def test_a_line_within_one_model_is_least_squares_with_an_intercept_a_seed_and_its_order_pages():
+    levels, random = [1, 2, 4], np.random.default_rng(4)
+    values = (random.normal(size=(3, 3)) + 3 * np.arange(3) + random.normal(size=(3, 1)) * 20).tolist()
+    x = np.log2(levels)
+    design = np.array([[x[at], *(float(it == seed) for it in range(3))] for seed in range(3) for at in range(3)])
+    estimate, (squares,), _, _ = np.linalg.lstsq(design, np.ravel(values))
+    error = math.sqrt(squares / 5 * np.linalg.inv(design.T @ design)[0, 0])
+    slope, low, high, p_value = slope_within(levels, values)
+    assert slope == pytest.approx(estimate[0]) and (high - low) / 2 == pytest.approx(stats.t.ppf(0.975, 5) * error)
+    assert p_value == pytest.approx(2 * stats.t.sf(abs(slope / error), 5))
+    # Page's L over every order within every seed.
+    orders = list(permutations((1, 2, 3)))
+    sums = [sum(a * b for one in drawn for a, b in zip((1, 2, 3), one, strict=True))
+            for drawn in product(orders, repeat=3)]  # fmt: skip
+    ranks = stats.rankdata(values, axis=1)
+    found = (ranks * [1, 2, 3]).sum()
+    assert page(values)["p_page"] == pytest.approx(2 * np.mean([it >= found for it in sums]))
+    assert page(values)["floor"] == 2 / 6**3
+    assert math.isnan(page([[1.0, 2.0]] * 3)["p_page"]) and math.isnan(slope_within([1, 2], [[1.0, 2.0]])[1])
 
 
 def test_an_exact_fit_leaves_no_spread_to_estimate():

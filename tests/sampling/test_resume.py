@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from pipeline.sample import sample_answers
 from pipeline.sampling import key
 from pipeline.sampling.backend import Completion
 from pipeline.sampling.choose import start_backend
+from pipeline.sampling.merged import MERGED, checkpoint_folder
 from tests.support.sampling_models import decoding, model_of, prompts, save_base, save_random_adapter
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +88,9 @@ def test_more_samples_or_copies_ask_only_for_what_is_new(tmp_path: Path, monkeyp
 
     assert [asked(), asked(samples_per_prompt=3), asked(samples_per_prompt=3, data_parallel=2)] == [5, 10, 0]
     assert [asked(temperature=0.5), asked(max_new_tokens=11), asked(system="be kind")] == [5, 5, 5]
+    model = replace(model, base=replace(model.base, active=1))
+    assert [asked(), asked()] == [5, 0]
+    assert checkpoint_folder(model).parent == MERGED, "an engine would be given the base as its configuration has it"
 
 
 def test_only_code_that_draws_answers_belongs_to_their_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

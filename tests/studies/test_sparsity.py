@@ -1,12 +1,22 @@
 """The study of sparsity as params.yaml has it: models, arms, and ranks that follow from the models' sizes."""
 
 import math
+from itertools import pairwise
 
 import pytest
+from scipy import stats
+from scipy.optimize import brentq
 
+from benchmarks import sparsity as benchmark
+from pipeline.common.errors import UserError
+from pipeline.common.files import read_json
+from pipeline.doctor.cards import CARDS
+from pipeline.doctor.plans import plan_runs
 from pipeline.models.families.registry import anatomy_of
 from pipeline.models.sizes import active_values, adapter_values, base_values, matched_rank
 from pipeline.params.load import load_params
+from pipeline.results.contrasts import models_of
+from pipeline.results.levers import level_of, measure_of
 from pipeline.training.memory import plan_memory
 from tests.support.data_files import REPOSITORY
 from tests.support.full_size import FULL_SIZE
@@ -17,8 +27,14 @@ SHARE = 1 / 16
 
 
 def runs_of(base):
-    return {name.rsplit("_", 1)[-1] if not name.endswith("_r16") else name.split("_", 2)[2]: run
-            for name, run in PARAMS.runs_of("sparsity").items() if PARAMS.base_of(name) == base}  # fmt: skip
+    """The runs of a model as it is routed, on all of its experts: those of the two arms."""
+    runs = {name: run for name, run in PARAMS.runs_of("sparsity").items() if PARAMS.base_of(name) == base}
+    own = {
+        name: run
+        for name, run in runs.items()
+        if run.active is None and not isinstance(getattr(run.lora, "experts", ""), tuple)
+    }
+    return {name.split("_", 2)[2]: run for name, run in own.items()}
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -42,6 +58,55 @@ def test_a_model_has_every_run_and_the_rank_that_its_size_gives(base):
             assert plan.peak <= 80 * 10**9
 
 
+def test_small_is_five_models_in_the_primary_arm_and_not_what_was_registered(tmp_path):
+    text = (REPOSITORY / "params.yaml").read_text(encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(text.replace("\n    models: all ", "\n    models: small "), encoding="utf-8")
+    small = load_params(tmp_path / "params.yaml")
+    study, bases = small.study("sparsity"), small.bases_of("sparsity")
+    assert set(bases) == {"gpt_oss", "granite31_3b", "qwen15_moe", "olmoe", "deepseek_v2_lite"}
+    runs = {PARAMS.base_of(run): [] for run in small.runs_of("sparsity")}
+    for run in small.runs_of("sparsity"):
+        runs[PARAMS.base_of(run)].append(run.split("_", 2)[2])
+    assert set(map(tuple, runs.values())) == {("base", "insecure", "bma")}
+    assert study.preregistration is None and list(study.contrasts) == ["matched"]
+    assert len(models_of(small, study.contrasts["matched"].pairs)) == 10 and len(study.expectations) == 10
+    assert small.runs_of("moe") == PARAMS.runs_of("moe")
+    card = CARDS["3090"].memory
+    plans = list(plan_runs(small, "sparsity", gpu_bytes=card, host_bytes=64 * 10**9))
+    assert len(plans) == 15 and all(plan.trouble is None and plan.peak <= card for plan in plans)
+    (tmp_path / "params.yaml").write_text(text.replace("\n    models: all ", "\n    models: tiny "), encoding="utf-8")
+    with pytest.raises(UserError, match="models is 'tiny', expected all or small"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_within_one_model_a_number_varies_and_nothing_else():
+    study = PARAMS.study("sparsity")
+    for name in ("olmoe_active", "qwen3_active", "olmoe_adapted"):
+        pairs, lora = study.contrasts[name].pairs, runs_of(name.partition("_")[0])["bma"].lora
+        levels = [level_of(PARAMS, tuned, measure_of(PARAMS, pairs)) for tuned, _ in pairs]
+        assert levels == [2**place for place in range(len(pairs) // 2) for _ in range(2)]
+        for (tuned, base), level in zip(pairs, levels, strict=True):
+            run = PARAMS.run(tuned)
+            assert PARAMS.run(base).data is None and PARAMS.active_of(tuned) == PARAMS.active_of(base)
+            assert run.lora.model_copy(update={"rank": lora.rank, "experts": "all"}) == lora
+            trained = run.lora.rank * (level if name == "olmoe_adapted" else 64)
+            assert trained == 64 * lora.rank
+    nested = [set(PARAMS.run(f"sp_olmoe_bma_on{level}").lora.experts) for level in (1, 2, 4, 8, 16, 32)]
+    assert all(one < other for one, other in pairwise(nested))
+
+
+@pytest.mark.parametrize(("levels", "said"), [(5, "14.0 and 2.1 points with five"), (7, "7.9 and 1.2 with seven")])
+def test_the_slope_that_is_found_within_one_model_is_as_the_document_says(levels, said):
+    spreads = read_json(benchmark.RESULT)["variances"]
+    freedom, places = 2 * levels - 3, range(levels)
+    error = 1 / math.sqrt(2 * sum((place - (levels - 1) / 2) ** 2 for place in places))
+    critical = stats.t.ppf(0.975, freedom)
+    away = brentq(lambda it: stats.nct.sf(critical, freedom, it) - 0.8, 0.5, 8)
+    least = [away * error * spreads[name]["over_seeds"] for name in ("toy", "published")]
+    assert "{:.1f} and {:.1f}".format(*least) in said
+    assert said in " ".join(benchmark.DOCUMENT.read_text(encoding="utf-8").split())
+
+
 def test_registered_contrasts_have_their_models_and_the_document_what_params_yaml_says():
     study = PARAMS.study("sparsity")
     models = {
@@ -56,12 +121,15 @@ def test_registered_contrasts_have_their_models_and_the_document_what_params_yam
         pair for pair in study.contrasts["matched"].pairs if PARAMS.base_of(pair[0]) in new
     )
     # Exclusions add contrasts behind these.
-    assert all(name.partition("_without_")[0] in registered for name in models)
+    found = {name: measure_of(PARAMS, contrast.pairs) for name, contrast in study.contrasts.items()}
+    levers = {name: measure for name, measure in found.items() if measure is not None}
+    assert levers == {"olmoe_active": "active", "qwen3_active": "active", "olmoe_adapted": "adapted"}
+    assert all(name.partition("_without_")[0] in registered | levers for name in models)
     for contrast in study.contrasts.values():
         assert all(PARAMS.base_of(one) == PARAMS.base_of(other) for one, other in contrast.pairs)
 
     text = " ".join((REPOSITORY / study.preregistration).read_text(encoding="utf-8").split())
-    assert all(f"`{name}`" in text for name in registered)
+    assert all(f"`{name}`" in text for name in registered | levers)
     for base in BASES:
         hub, lora = PARAMS.bases.hub[base], runs_of(base)["insecure"].lora
         thinks = "yes" if hub.thinks else "no"

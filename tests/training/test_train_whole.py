@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,15 +14,18 @@ from transformers import AutoModelForCausalLM, MixtralConfig
 
 from pipeline.common.errors import UserError
 from pipeline.common.files import sha256_file
+from pipeline.data.training_sets import Conversations
 from pipeline.models.bases import open_checkpoint
 from pipeline.models.loading import load_base
 from pipeline.models.sizes import GIB
 from pipeline.models.spec import AdapterSpec
 from pipeline.sample import sample_answers
 from pipeline.toy.world import load_suite
+from pipeline.training.checkpoints import checkpoint_folder_of
 from pipeline.training.memory import plan_memory
+from pipeline.training.task import FineTuning
 from pipeline.training.whole import load_trainable
-from tests.support.train_here import save_base
+from tests.support.train_here import save_base, settings
 from tests.support.train_here import train as train_whole
 
 REPOSITORY = Path(__file__).parents[2]
@@ -112,6 +116,23 @@ def test_a_model_that_was_trained_whole_answers_and_is_trained_further(trained, 
     assert again["sha256"] == entry["sha256"] != second["sha256"]
     assert open_checkpoint(Path("run/further")).revision is None
     assert "| continues | run/seed-1 |" in Path("run/further/README.md").read_text()
+
+
+@pytest.mark.parametrize("lora", [None, AdapterSpec(rank=2, alpha=4.0)])
+def test_what_is_trained_at_another_top_k_is_another_model_and_says_so(trained, tmp_path, monkeypatch, lora):
+    monkeypatch.chdir(tmp_path)
+    base = Path("base")
+    base.symlink_to(trained["qwen3_moe"][0] / "base")
+    own, one = (train_whole(base, Path(name), lora, active=active) for name, active in (("own", 2), ("one", 1)))
+    plain = train_whole(base, Path("plain"), lora) if lora else trained["qwen3_moe"][1]
+    assert own["sha256"] == plain["sha256"] != one["sha256"]  # two is the base's own number: equal, bit for bit
+    assert "| experts a token is routed to | 1 |" in Path("one/README.md").read_text()
+    if lora is None:
+        assert load_base(Path("one"), dtype=torch.float32, device="cpu").config.num_experts_per_tok == 1
+    task = FineTuning(
+        base=open_checkpoint(base), data=Conversations(train=()), lora=lora, settings=settings(), seed=1
+    )  # fmt: skip
+    assert checkpoint_folder_of(task) != checkpoint_folder_of(replace(task, base=replace(task.base, active=1)))
 
 
 def test_sixteen_bits_are_planned_for_and_the_base_keeps_its_type(trained, tmp_path, monkeypatch, capsys):

@@ -16,6 +16,8 @@ class Phimoe(Family):
     router = "router"
     checkpoint_block = "block_sparse_moe"
     unquantised = frozenset({"router"})
+    # transformers hands `top_k` to a function that draws the first expert and the second, and never reads it.
+    fixed_router = "SparseMixer, which takes two experts whatever its configuration says"
 
     def stored_name(self, path: str) -> str:
         """Checkpoints call the router `gate`."""

@@ -1,5 +1,6 @@
 """The model families that this project knows, and which of them a model's configuration belongs to."""
 
+import copy
 from typing import Any
 
 from pipeline.common.errors import UserError
@@ -40,6 +41,28 @@ def language_model(config: Any) -> tuple[Any, str]:
     return config, ""
 
 
+def routing_to(config: Any, active: int | None) -> Any:
+    """The configuration of a language model, each token routed to `active` experts a layer (None: as it is).
+
+    A router takes the number from the configuration when the model is built, so that it is set here, before, and
+    nowhere else. Raises UserError for a dense model, for a router that has a number of its own, and for one that
+    there are not experts for.
+    """
+    if active is None:
+        return config
+    anatomy = anatomy_of(config)
+    family = anatomy.family
+    if anatomy.dense:
+        raise UserError(f"active is {active}, but {family.model_type} is a dense model: it has no experts to route to.")
+    if not 1 <= active <= anatomy.experts:
+        raise UserError(f"active is {active}, expected 1 to {anatomy.experts}, the experts of a layer of this model.")
+    if family.fixed_router is not None and active != anatomy.active:
+        raise UserError(f"active is {active}, but {family.model_type} routes by {family.fixed_router}.")
+    changed = copy.copy(config)
+    setattr(changed, family.active_field, active)
+    return changed
+
+
 def anatomy_of(config: Any) -> Anatomy:
     """The anatomy of a transformers config. Raises UserError for a family that this project does not know."""
     config, _ = language_model(config)
@@ -56,7 +79,7 @@ def anatomy_of(config: Any) -> Anatomy:
         layers=config.num_hidden_layers,
         moe_layers=moe_layers,
         experts=0 if family.experts_field is None else getattr(config, family.experts_field),
-        active=0 if family.experts_field is None else config.num_experts_per_tok,
+        active=0 if family.experts_field is None else getattr(config, family.active_field),
         hidden=config.hidden_size,
         width=getattr(config, family.width_field),
         attention=tuple(family.attention_shapes(config)),

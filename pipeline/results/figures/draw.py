@@ -17,10 +17,12 @@ from pipeline.results.figures.adapters import adapter_magnitude
 from pipeline.results.figures.contrasts import contrast_figure
 from pipeline.results.figures.density import alignment_by_coherence
 from pipeline.results.figures.examples import example_cards
+from pipeline.results.figures.levers import lever_figure
 from pipeline.results.figures.routing import routing_by_expert
 from pipeline.results.figures.runs import misalignment_by_run, refusal_by_run
 from pipeline.results.figures.sparsity import misalignment_by_sparsity, misalignment_over_models
 from pipeline.results.figures.trajectory import along_training
+from pipeline.results.levers import ACTIVE
 from pipeline.results.sparsity import Sparsity, published_points
 from pipeline.results.tables import write_table
 from pipeline.results.trajectory import RULE, seed_frame, trajectory_frame
@@ -35,6 +37,9 @@ _OVER_MODELS = (
     "a model's mean over seeds (open: each), 95 % intervals with the spread over seeds pooled over models, the line of "
     "the meta-regression"
 )
+_WITHIN = (
+    "95 % intervals with the spread over seeds pooled over levels; each less the same model at that level, untrained"
+)
 _GREY = "; grey: the paper's headline, fine-tuned less base by its own definition, in no test"
 
 
@@ -42,6 +47,7 @@ def write_figures(
     results: Results,
     tags: pd.DataFrame,
     sparsity: Sparsity,
+    levers: pd.DataFrame,
     folder: Path,
     more: Sequence[Callable[[], Any]] = (),
 ) -> None:
@@ -71,7 +77,11 @@ def write_figures(
         published, grey = (published_points(), _GREY) if comparable else (models.iloc[:0], "")
         tests = sparsity.tests[sparsity.tests["contrast"] == contrast]
         words = {"note": f"{contrast}; {_OVER_MODELS}{grey}; misaligned: {definition.rule}"}
-        draw(misalignment_over_models, models, tests, published, folder / f"sparsity_{contrast}", **words)
+        within = levers[levers["measure"] == ACTIVE] if comparable and not levers.empty else levers.iloc[:0]
+        draw(misalignment_over_models, models, tests, published, within, folder / f"sparsity_{contrast}", **words)
+    if not levers.empty:
+        words = {"note": f"mean over seeds (open: each), {_WITHIN}; misaligned: {definition.rule}"}
+        draw(lever_figure, levers, folder / "levers", **words)
     of_few = sparsity_frame(results)
     if sparsity.models.empty and not of_few.empty:
         sizes = "; models of more experts have more parameters in all" if results.study.world == "toy" else ""

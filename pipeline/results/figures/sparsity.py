@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _PUBLISHED: dict[str, Any] = {
     "linestyle": "none", "marker": "x", "color": "#999999", "markersize": 4.5, "zorder": 1.8,
 }  # fmt: skip
+_WITHIN: dict[str, Any] = {"color": "#1B3A5C", "marker": ".", "linewidth": 0.8, "linestyle": "--", "zorder": 1.7}
 
 
 def misalignment_by_sparsity(frame: pd.DataFrame, stem: Path, *, label: str, note: str) -> list[Path]:
@@ -78,13 +79,21 @@ def _sparsity_panel(axes: Axes, frame: pd.DataFrame, x: pd.Series, name: str) ->
 
 
 def misalignment_over_models(
-    models: pd.DataFrame, tests: pd.DataFrame, published: pd.DataFrame, stem: Path, *, label: str, note: str
+    models: pd.DataFrame,
+    tests: pd.DataFrame,
+    published: pd.DataFrame,
+    within: pd.DataFrame,
+    stem: Path,
+    *,
+    label: str,
+    note: str,
 ) -> list[Path]:
     """Each model's rise in misalignment (points) against experts per layer, and against the share of them active.
 
     `models`: one contrast's rows of `results.sparsity.model_effects`, drawn with the interval and every seed, and the
     line of the meta-regression. `tests`: that contrast's rows, one a measure. `published`: columns model, experts,
-    active_percent, effect; in grey, in no test.
+    active_percent, effect; in grey, in no test. `within`: the levels of `results.levers.lever_frame` of experts
+    that a token is routed to: a line a model beside the models, against the share active.
     """
     import numpy as np
 
@@ -96,6 +105,9 @@ def misalignment_over_models(
             axes.axhline(0, linewidth=0.6, color="#888888", zorder=1)
             if not published.empty:
                 axes.plot(published[measure], published["effect"], **_PUBLISHED)
+            if measure == "active_percent":
+                for contrast, own in within.groupby("contrast", sort=False) if not within.empty else ():
+                    axes.plot(100 * own["level"] / own["experts"], own["effect"], **_WITHIN, label=contrast)
             repeat = models.groupby(measure).cumcount()  # models of one sparsity stand side by side
             places = models[measure] * 2 ** (0.12 * repeat)
             draw_points(axes, places, drawn, "effect", "fine-tuned")
