@@ -171,9 +171,12 @@ def test_what_dvc_knows_of_files_is_in_the_checkout(two_stages, monkeypatch):
     assert any((two_stages / ".dvc" / "tmp" / "site").iterdir()) and not (two_stages / "everybody").exists()
 
 
-def test_what_a_killed_reproduce_left_is_waited_for_and_said(two_stages, capsys):
-    command = [sys.executable, "-c", "import time; time.sleep(1.5)", "pipeline.running.dvc"]
-    with subprocess.Popen(command):
+def test_what_a_killed_reproduce_left_is_waited_for_and_said(two_stages, monkeypatch, capsys):
+    command = [sys.executable, "-c", "import sys; sys.stdin.read()", "pipeline.running.dvc"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        end, wait = process.stdin.close, psutil.wait_procs  # it ends once it is waited for
+        monkeypatch.setattr(psutil, "wait_procs", lambda *found, **how: (end(), wait(*found, **how))[1])
         wait_for_left_over()
     assert "Waiting for what an earlier `make reproduce` started here to end (PID " in capsys.readouterr().out
     wait_for_left_over()
