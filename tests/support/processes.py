@@ -13,7 +13,7 @@ import psutil
 from pipeline.common.processes import lives
 from tests.support.checkout import REPOSITORY
 
-LIMIT_S = 120  # waiting past this is a hang, and fails
+LIMIT_S = 300  # waiting past this is a hang, and fails
 
 
 def until(condition: Callable[[], object], what: str, process: subprocess.Popen[Any] | None = None) -> None:
