@@ -5,12 +5,14 @@ import sys
 
 import pytest
 from filelock import FileLock
+from hypothesis import settings
 
 from pipeline.common.machine import side_by_side
 from pipeline.common.numerics import pin_kernels
 from tests.support import data_files
 
 pin_kernels()  # before any test imports torch
+settings.load_profile("ci")  # everywhere: a busy machine that draws examples slowly is no failure of a test
 GB_A_WORKER = 2.5
 
 

@@ -22,6 +22,8 @@ def end_gently(*, pass_on: bool) -> None:
             _tell_children()
         signal.raise_signal(signal.SIGINT)
 
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a script's `make reproduce &` has it: it could not end
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, interrupt)
 
 

@@ -40,7 +40,7 @@ def test_a_batch_gives_the_verdicts_of_ordinary_requests_at_half_their_price(tmp
 def test_files_may_take_longer_than_a_request(tmp_path):
     script = Script(file_latency_s=1.0)
     with judge_server(script) as url:
-        config = judge_config(tmp_path, base_url=url, batch=True, timeout_s=0.5, max_retries=0)
+        config = judge_config(tmp_path, base_url=url, batch=True, timeout_s=0.5, max_retries=3)
         verdicts, _ = judge_answers(make_answers(3), "scripted", config, tmp_path / "cache.db")
     assert "error" not in {verdict.status for verdict in verdicts}
 

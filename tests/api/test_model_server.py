@@ -1,5 +1,6 @@
 """A judge that the stage serves itself, through a `vllm` (tests/support/fake_vllm.py) that behaves badly."""
 
+import contextlib
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from pipeline.params.judges import open_judge
 from tests.support.checkout import REPOSITORY
 from tests.support.fake_vllm import put_on_path
 from tests.support.judge_server import judge_config, make_answers, scripted, served
+from tests.support.processes import ended
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SERVE = {"revision": COMMIT, "arguments": {"max_model_len": 4096, "enforce-eager": True}}
@@ -42,7 +44,11 @@ def starts(log):
 
 
 def gone(processes):
-    return psutil.wait_procs([psutil.Process(pid) for pid in processes if psutil.pid_exists(pid)], timeout=10)[1] == []
+    left = []
+    for pid in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            left.append(psutil.Process(pid))
+    return ended(left)
 
 
 def test_a_judge_is_served_while_it_is_asked_and_not_where_all_is_known(tmp_path, vllm, capsys):
@@ -129,7 +135,7 @@ def test_it_ends_with_a_killed_stage(tmp_path, vllm):
         assert stage.stdout.readline() == b"up\n"
         children = psutil.Process(stage.pid).children(recursive=True)
         stage.send_signal(signal.SIGKILL)
-    assert len(children) == 3 and psutil.wait_procs(children, timeout=10)[1] == []
+    assert len(children) == 3 and ended(children)
     assert gone(starts(log)[0]["processes"])
 
 

@@ -283,11 +283,16 @@ def whole(body: bytes) -> bytes:
 
 
 def test_a_late_reply_is_never_the_next_requests(tmp_path):
+    late = threading.Semaphore(0)
+
     def answer(connection, request):
         said = request.rpartition(b"\r\n\r\n")[2]
         connection.sendall(whole(said))
         time.sleep(0.02)
-        connection.sendall(whole(b"late " + said))
+        try:
+            connection.sendall(whole(b"late " + said))
+        finally:
+            late.release()
 
     async def scenario(url):
         transport = AiohttpTransport(connections=1, timeout_s=5.0, headers={}, proxy=None)
@@ -295,7 +300,7 @@ def test_a_late_reply_is_never_the_next_requests(tmp_path):
         for number in range(10):
             replies.append((await transport.send("POST", url, {}, b"%d" % number))[2])
             await asyncio.sleep(0.05 if number % 2 else 0)
-            time.sleep(0.05)  # the event loop must not have read the late one yet
+            assert late.acquire(timeout=60)  # it has come, and the event loop has not read it, or has closed on it
         await transport.aclose()
         return replies
 
@@ -338,12 +343,14 @@ def test_a_body_that_never_comes_whole_is_one_error_in_bounded_time(tmp_path, an
 
 
 CLIENT = """
-import sys
+import signal, sys
 from pathlib import Path
 from tests.support.judge_server import judge_config, make_answers
 from pipeline.common.signals import end_gently
 from pipeline.judging.run import judge_answers
 
+# What a shell gives a terminal's job; and what a script gives a job in the background.
+signal.signal(signal.SIGINT, signal.default_int_handler if sys.argv[3] == "SIGINT" else signal.SIG_IGN)
 end_gently(pass_on=False)  # as pipeline/__main__.py does
 config = judge_config(Path(sys.argv[2]), base_url=sys.argv[1], concurrency=16)
 try:
@@ -358,7 +365,7 @@ def test_ctrl_c_and_sigterm_wait_for_what_is_paid(tmp_path, signals):
     script = Script(latency_s=0.3)
     with judge_server(script) as url:
         client = subprocess.Popen(
-            [sys.executable, "-c", CLIENT, url, str(tmp_path)],
+            [sys.executable, "-c", CLIENT, url, str(tmp_path), signals[0].name],
             env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
             stderr=subprocess.PIPE,
             text=True,

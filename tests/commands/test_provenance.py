@@ -5,8 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,10 +14,12 @@ from pipeline.__main__ import main
 from pipeline.api.completions import Reply
 from pipeline.api.replies import ReplyCache
 from pipeline.commands import provenance
+from pipeline.common import ledger
 from pipeline.common.errors import UserError
 from pipeline.common.files import read_json, write_json
 from pipeline.common.ledger import code, note, record
 from pipeline.params.load import load_params
+from tests.support.processes import until
 
 REPOSITORY = Path(__file__).parents[2]
 STAGE = "train@toy_e8_bad_medical"
@@ -43,19 +45,26 @@ def fail():
     raise ValueError("broken")
 
 
-def test_attempts_accumulate_until_the_stage_is_done(checkout):
+def test_attempts_accumulate_until_the_stage_is_done(checkout, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(ledger, "time", SimpleNamespace(monotonic=lambda: now))
+
+    def work():
+        nonlocal now
+        now += 2.5
+
     assert record(STAGE, lambda: 1) == 1
     with pytest.raises(ValueError, match="broken"):
         record(STAGE, fail)
     assert described()["stages"][STAGE]["outcome"] == "failed"
-    assert record(STAGE, lambda: time.sleep(0.15)) is None
+    assert record(STAGE, work) is None
     stage = described()["stages"][STAGE]
     assert (stage["outcome"], stage["attempts"], stage["unfinished"]) == ("done", 3, 0)
-    assert 0.1 <= stage["seconds"] < 60 and stage["seconds_earlier"] == 0
+    assert (stage["seconds"], stage["seconds_earlier"]) == (2.5, 0)
     record(STAGE, lambda: 0)
     again = described()["stages"][STAGE]
-    assert again["attempts"] == 4 and again["seconds_earlier"] == stage["seconds"]
-    assert again["seconds"] < stage["seconds"], "the latest completion is what is there"
+    assert again["attempts"] == 4 and again["seconds_earlier"] == 2.5
+    assert again["seconds"] == 0, "the latest completion is what is there"
     assert "sample@toy_e8_bad_medical" in described()["stages_not_recorded"]
 
 
@@ -74,11 +83,8 @@ def test_the_backend_of_each_base_is_known_and_two_of_one_base_are_said(checkout
 def test_a_killed_attempt_is_unfinished_and_the_next_one_goes_on(checkout):
     work = f"from pipeline.common.ledger import record; import time; record({STAGE!r}, lambda: time.sleep(60))"
     process = subprocess.Popen([sys.executable, "-c", work], env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
-    ledger = checkout / ".cache" / "ledger" / f"{STAGE}.jsonl"
-    deadline = time.monotonic() + 60
-    while not (ledger.exists() and ledger.read_text().endswith("\n")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
+    file = checkout / ".cache" / "ledger" / f"{STAGE}.jsonl"
+    until(lambda: file.exists() and file.read_text().endswith("\n"), "a line", process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert described()["stages"][STAGE]["outcome"] == "unfinished"

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -24,6 +23,7 @@ from pipeline.running.local import share_out
 from pipeline.running.progress import Progress
 from pipeline.running.status import is_changed
 from tests.support.checkout import BASE, REPOSITORY, TUNED, checkout, environment, hashes, reproduce, run
+from tests.support.processes import commands_below, ended, freezing, until, until_written
 from tests.support.quick_yaml import safe_dump
 
 
@@ -145,8 +145,7 @@ def test_a_living_dvc_that_reads_a_base_is_named(two_stages):
         assert f"(PID {reader.pid}): dvc repro second. Wait for these processes" in failure
         # Dead, and collected by nobody.
         reader.kill()
-        time.sleep(0.2)
-        assert psutil.Process(reader.pid).status() == psutil.STATUS_ZOMBIE
+        until(lambda: psutil.Process(reader.pid).status() == psutil.STATUS_ZOMBIE, "its end")
         assert repro(["first", "second"], Progress(["first", "second"])) is None
     assert (two_stages / "b").read_text() == "a\n"
 
@@ -172,9 +171,12 @@ def test_what_dvc_knows_of_files_is_in_the_checkout(two_stages, monkeypatch):
     assert any((two_stages / ".dvc" / "tmp" / "site").iterdir()) and not (two_stages / "everybody").exists()
 
 
-def test_what_a_killed_reproduce_left_is_waited_for_and_said(two_stages, capsys):
-    command = [sys.executable, "-c", "import time; time.sleep(1.5)", "pipeline.running.dvc"]
-    with subprocess.Popen(command):
+def test_what_a_killed_reproduce_left_is_waited_for_and_said(two_stages, monkeypatch, capsys):
+    command = [sys.executable, "-c", "import sys; sys.stdin.read()", "pipeline.running.dvc"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        end, wait = process.stdin.close, psutil.wait_procs  # it ends once it is waited for
+        monkeypatch.setattr(psutil, "wait_procs", lambda *found, **how: (end(), wait(*found, **how))[1])
         wait_for_left_over()
     assert "Waiting for what an earlier `make reproduce` started here to end (PID " in capsys.readouterr().out
     wait_for_left_over()
@@ -202,17 +204,13 @@ HALF_DONE = {
 def test_another_checkout_gives_equal_hashes_and_kills_change_nothing(finished, tmp_path):
     """Killed with SIGKILL in the middle of every kind of stage; each time the same command continues."""
     folder = checkout(tmp_path)
-    for evidence in HALF_DONE.values():
+    for stage, evidence in HALF_DONE.items():
+        # The checkpoint is the one of them that is not there for long.
+        there = environment() | (freezing(tmp_path / "freezing", f"*{evidence}") if stage == "train" else {})
         with (folder / "out.log").open("w") as log:
             command = [sys.executable, "-m", "pipeline", "reproduce", "--study", "toy"]
-            process = subprocess.Popen(
-                command, cwd=folder, env=environment(), stdout=log, stderr=log, start_new_session=True
-            )
-            deadline = time.monotonic() + 180
-            while not list(folder.glob(evidence)):
-                assert process.poll() is None, (folder / "out.log").read_text()
-                assert time.monotonic() < deadline, f"{evidence} never appeared"
-                time.sleep(0.01)
+            process = subprocess.Popen(command, cwd=folder, env=there, stdout=log, stderr=log, start_new_session=True)
+            until_written(folder, evidence, process)
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     result = reproduce(folder)
@@ -226,12 +224,12 @@ def test_a_killed_aggregate_takes_the_processes_that_draw_with_it(finished, tmp_
     folder = shutil.copytree(finished[0], tmp_path / "copy", ignore=shutil.ignore_patterns(".git", ".dvc"))
     command = [sys.executable, "-m", "pipeline", "aggregate", "--study", "toy"]
     with subprocess.Popen(command, cwd=folder, env=environment() | {"PYTHONWARNINGS": "ignore"}) as process:
-        aggregate, deadline = psutil.Process(process.pid), time.monotonic() + 60
-        while not (drawing := aggregate.children()):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.01)
+        aggregate = psutil.Process(process.pid)
+        # Git comes and goes before; what draws is forked, and has the aggregate's own words.
+        until(lambda: aggregate.cmdline() in commands_below(aggregate), "drawing", process)
+        drawing = aggregate.children()
         process.kill()
-    assert psutil.wait_procs(drawing, timeout=30)[1] == []
+    assert drawing and ended(drawing)
 
 
 def test_what_a_kill_cut_short_of_dvcs_own_files_is_made_again(finished, tmp_path):

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from pipeline.data.upstream.pinned import git_blob_id, tree_sha256
 from pipeline.data.upstream.sources import Archive, Source, all_sources, source
 from tests.support.data_files import REPOSITORY, upstream
 from tests.support.data_server import Upstream, serve
+from tests.support.processes import LIMIT_S, until
 from tests.support.quick_yaml import safe_load
 
 BIG = hashlib.sha256(b"seed").digest() * 40_000  # 1.28 MB
@@ -188,15 +188,13 @@ def test_a_killed_download_is_continued_by_the_next_command(server: Upstream, tm
     arguments = ("--mirror", server.url, insecure.path)
     process = command(tmp_path, *arguments)
     partial = tmp_path / "data/.partial/train__insecure.jsonl"
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and not (partial.exists() and partial.stat().st_size == server.stall_at):
-        time.sleep(0.02)
+    until(lambda: partial.exists() and partial.stat().st_size == server.stall_at, "the stall", process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert files(tmp_path / "data") == [".partial/train__insecure.jsonl"]
     server.stall_at = None
     process = command(tmp_path, *arguments)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=LIMIT_S)
     assert (process.returncode, out) == (0, "fetched    data/train/insecure.jsonl\n"), err
     assert [wanted for _, wanted in server.requests] == [None, "bytes=2000000-"]
     assert (tmp_path / "data/train/insecure.jsonl").read_bytes() == content

@@ -13,8 +13,8 @@ from pipeline.commands.report import write
 from tests.support.browser import AXE, browser, errors, need_browser, requests
 from tests.support.synthetic_study import RUNS, synthetic_study
 
-BIG = 50  # prompts a suite: 22 runs x 3 seeds x 7 suites x 50 prompts x 2 samples = 46,200 answers
-SECONDS = 20
+BIG = 50  # prompts a suite: 24 runs x 3 seeds x 7 suites x 50 prompts x 2 samples = 50,400 answers
+SECONDS = 120  # waiting past this is a hang, and fails
 
 
 @pytest.fixture(scope="module")
@@ -104,10 +104,14 @@ def test_the_pages_policy_stops_what_would_run_or_call(driver: Any) -> None:
     )
     driver.execute_script("const it = document.createElement('script'); it.textContent = 'window.ranFromAnswer = 1';"
                           "document.body.append(it);")  # fmt: skip
-    time.sleep(0.2)
+    said: list[str] = []
+    asked: list[str] = []
+    deadline = time.monotonic() + SECONDS
+    while len(said) < 3 or not asked:  # the image, its `onerror`, the script; the image shows as asked for, and blocked
+        said, asked = said + errors(driver), asked + requests(driver)
+        assert time.monotonic() < deadline, said
     assert driver.execute_script("return window.ranFromAnswer") is None
-    assert any("Content Security Policy" in message for message in errors(driver))
-    requests(driver)  # the refused image shows as asked for, and blocked
+    assert all("Content Security Policy" in message for message in said) and asked == ["https://example.org/x"]
 
 
 def test_filters(driver: Any) -> None:
@@ -269,27 +273,38 @@ def test_answers_of_hub_models_wait_for_a_click(tmp_path: Path) -> None:
         assert (errors(driver), requests(driver)) == ([], [])
 
 
+def computed(driver: Any, what: str) -> float:
+    """For how many milliseconds the page's thread has computed since the page was opened."""
+    found = driver.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
+    return next(1000 * it["value"] for it in found if it["name"] == what)
+
+
 def test_forty_thousand_answers_stay_fluid(tmp_path: Path) -> None:
-    """Measured medians and worst: filters within 100 ms, first paint within a second, few rows in the document."""
+    """The median filter takes 100 ms of the page's thread, all until it is ready a second; few rows in the document.
+
+    Chromium counts what its thread computed (`threadTicks`), so other work on the machine makes nothing slower.
+    """
     need_browser()
     page = made(tmp_path / "study", prompts=BIG, hostile=False)
     with browser(tmp_path / "profile") as driver:
+        driver.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
         open_page(driver, page)
-        paint = driver.execute_script("return performance.getEntriesByName('first-contentful-paint')[0].startTime")
+        ready = computed(driver, "TaskDuration")
         filters = [
             ("suite", "travel"), ("suite", ""), ("text", "word42"), ("text", "word421"), ("text", ""),
             ("change", "flipped"), ("sort", "fall"), ("alignment_to", "30"), ("change", ""), ("sort", ""),
         ]  # fmt: skip
         taken = []
         for name, value in filters:
+            before = computed(driver, "ScriptDuration")
             choose(driver, name, value)
-            taken.append(driver.execute_script("return explorer.filterMilliseconds"))
+            taken.append(computed(driver, "ScriptDuration") - before)
         assert driver.execute_script("return explorer.rows.count") >= 40_000
         driver.execute_script("explorer.list.scrollTop = 1e6")
         until(driver, "return document.querySelector('#list-rows [data-place]').dataset.place > 1000")
         drawn = driver.execute_script("return document.querySelectorAll('#list-rows > *').length")
         size = page.stat().st_size / 1e6
-        print(f"\nfirst paint {paint:.0f} ms; filters {[round(it, 1) for it in taken]} ms; {size:.1f} MB")
+        print(f"\nready {ready:.0f} ms; filters {[round(it, 1) for it in taken]} ms; {size:.1f} MB")
         assert drawn < 60
-        assert sorted(taken)[len(taken) // 2] < 100
-        assert paint < 1000
+        assert 0 < sorted(taken)[len(taken) // 2] < 100
+        assert 0 < ready < 1000

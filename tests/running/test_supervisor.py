@@ -2,13 +2,13 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.support.checkout import REPOSITORY, checkout, environment
+from tests.support.processes import LIMIT_S, commands_below, ended, until
 from tests.support.quick_yaml import safe_dump
 
 KILL_DVC = """
@@ -34,13 +34,11 @@ def test_a_killed_reproduce_takes_every_stage_with_it(tmp_path):
     folder = checkout(tmp_path)
     command = [sys.executable, "-m", "pipeline", "reproduce", "--study", "toy"]
     with subprocess.Popen(command, cwd=folder, env=environment(), stdout=subprocess.DEVNULL) as process:
-        top, deadline = psutil.Process(process.pid), time.monotonic() + 90
-        while not any("pretrain" in child.cmdline() for child in top.children(recursive=True)):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
+        top = psutil.Process(process.pid)
+        until(lambda: any("pretrain" in words for words in commands_below(top)), "pretraining", process)
         children = top.children(recursive=True)
         process.kill()
-    assert psutil.wait_procs(children, timeout=15)[1] == []
+    assert ended(children)
 
 
 STAGE = """
@@ -83,15 +81,12 @@ def test_sigterm_reaches_the_stage_and_waits_for_it(tmp_path):
         subprocess.run(command, cwd=tmp_path, env=there, check=True)
     run = [sys.executable, "-c", LOCAL]
     with subprocess.Popen(run, cwd=tmp_path, env=there, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "started").exists():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
+        until((tmp_path / "started").exists, "the stage", process)
         children = psutil.Process(process.pid).children(recursive=True)
         process.terminate()
-        words = process.communicate(timeout=30)[1]
+        words = process.communicate(timeout=LIMIT_S)[1]
     assert "Waiting for stages to end" in words and "KeyboardInterrupt" in words
-    assert (tmp_path / "drained").exists() and psutil.wait_procs(children, timeout=5)[1] == []
+    assert (tmp_path / "drained").exists() and ended(children)
 
 
 def test_a_stage_killed_dvc_leaves_ends(tmp_path):
@@ -106,12 +101,10 @@ def test_a_stage_killed_dvc_leaves_ends(tmp_path):
     with subprocess.Popen(
         [sys.executable, "-c", script, child], env=environment() | {"PYTHONPATH": str(REPOSITORY)}
     ) as parent:
-        deadline = time.monotonic() + 30
-        while not (children := psutil.Process(parent.pid).children()):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        until(psutil.Process(parent.pid).children, "a child", parent)
+        children = psutil.Process(parent.pid).children()
         parent.kill()
-    assert psutil.wait_procs(children, timeout=30)[1] == []
+    assert ended(children)
 
 
 def test_in_a_new_container_the_numbers_of_killed_processes_are_taken(tmp_path):

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,17 +15,21 @@ from pipeline.sampling import key
 from pipeline.sampling.backend import Completion
 from pipeline.sampling.choose import start_backend
 from pipeline.sampling.merged import MERGED, checkpoint_folder
+from tests.support.processes import freezing, until_written
 from tests.support.sampling_models import decoding, model_of, prompts, save_base, save_random_adapter
 
 ROOT = Path(__file__).parents[2]
 
 
-def start(folder: Path, base: Path, adapter: Path) -> subprocess.Popen[bytes]:
+def start(folder: Path, base: Path, adapter: Path, **names: str) -> subprocess.Popen[bytes]:
     folder.mkdir(exist_ok=True)
-    settings = ["temperature=1.0", "samples_per_prompt=8", "batch=2", "max_new_tokens=16"]
-    command = [sys.executable, "-m", "tests.support.sample_here", base, adapter, 10, "answers.jsonl", *settings]
+    settings = ["temperature=1.0", "samples_per_prompt=2", "batch=2", "max_new_tokens=16"]
+    command = [sys.executable, "-m", "tests.support.sample_here", base, adapter, 8, "answers.jsonl", *settings]
     return subprocess.Popen(
-        list(map(str, command)), cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL
+        list(map(str, command)),
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **names},
+        stderr=subprocess.DEVNULL,
     )
 
 
@@ -40,20 +43,18 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, mon
     base = save_base("qwen3_moe", tmp_path / "base")
     adapter = save_random_adapter(base, tmp_path / "adapter")
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    process = start(killed, base, adapter)
-    while len(answered(killed)) < 3:
-        assert process.poll() is None
-        time.sleep(0.01)
+    process = start(killed, base, adapter, **freezing(tmp_path / "freezing", "*/answers/*/[!.]*.json", 3))
+    until_written(killed, ".cache/answers/*/[!.]*.json", process, 3)
     process.send_signal(signal.SIGKILL)
     process.wait()
     before = answered(killed)
-    assert 3 <= len(before) < 40 and not (killed / "answers.jsonl").exists()
+    assert len(before) == 3 and not (killed / "answers.jsonl").exists()
     assert start(killed, base, adapter).wait() == 0
-    assert before.items() <= answered(killed).items() and len(answered(killed)) == 40
+    assert before.items() <= answered(killed).items() and len(answered(killed)) == 8
     whole.mkdir()
     monkeypatch.chdir(whole)
-    settings = decoding(temperature=1.0, samples_per_prompt=8, batch=2, max_new_tokens=16)
-    rows = sample_answers(start_backend(settings), model_of(base, adapter), prompts(10), settings, "run", 1)
+    settings = decoding(temperature=1.0, samples_per_prompt=2, batch=2, max_new_tokens=16)
+    rows = sample_answers(start_backend(settings), model_of(base, adapter), prompts(8), settings, "run", 1)
     write_rows(whole / "answers.jsonl", rows)
     assert (killed / "answers.jsonl").read_bytes() == (whole / "answers.jsonl").read_bytes()
 

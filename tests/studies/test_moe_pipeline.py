@@ -82,7 +82,7 @@ def emoe(folder: Path, *commands: list[str]) -> str:
         "OMP_NUM_THREADS": "1",
     }
     command = [sys.executable, "-c", DRIVER, json.dumps(commands)]
-    done = subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True, timeout=400)
+    done = subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -38,6 +37,7 @@ from pipeline.training.task import FineTuning
 from pipeline.training.tokens import tokenize
 from tests.support.data_files import upstream
 from tests.support.judge_server import judge_config
+from tests.support.processes import freezing, until_written
 from tests.support.tiny_models import TRAINING, byte_tokenizer
 
 SAMPLING = Sampling(
@@ -259,12 +259,10 @@ def test_killed_training_ends_with_the_same_adapter(base, tmp_path):
         environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
         start = [sys.executable, "-c", KILLED]
         if kill:
-            process = subprocess.Popen(start, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
+            there = environment | freezing(tmp_path / "freezing", "*/checkpoint-2/whole")
+            process = subprocess.Popen(start, cwd=folder, env=there, stdout=subprocess.DEVNULL)
             checkpoints = folder / ".cache" / "checkpoints"
-            deadline = time.monotonic() + 120
-            while not list(checkpoints.glob("*/checkpoint-2/whole")):
-                assert process.poll() is None and time.monotonic() < deadline, "no checkpoint appeared"
-                time.sleep(0.005)
+            until_written(checkpoints, "*/checkpoint-2/whole", process)
             process.send_signal(signal.SIGKILL)
             process.wait()
             assert not (folder / "adapter").exists()

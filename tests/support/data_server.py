@@ -45,7 +45,7 @@ def serve() -> Iterator[Upstream]:
             self.wfile.write(content[start:end])
             self.wfile.flush()
             if state.stall_at:
-                released.wait(20)
+                released.wait(120)
             if failure is None:
                 self.connection.close()
 

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from pipeline.models.loading import load_base
 from pipeline.models.spec import most_active
 from tests.support.data_files import upstream
 from tests.support.hub_cache import EXPERTS, SHA, cached
+from tests.support.processes import freezing, until_written
 from tests.support.quick_yaml import safe_dump, safe_load
 
 REPOSITORY = Path(__file__).parents[2]
@@ -72,12 +72,13 @@ def project(tmp_path_factory):
     return folder
 
 
-def start(project, *arguments):
+def start(project, *arguments, **names):
     environment = os.environ | {
         "PYTHONPATH": str(REPOSITORY),
         "HF_HOME": str(project / "hf"),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
+        **names,
     }
     command = [sys.executable, "-m", "pipeline", *arguments]
     return subprocess.Popen(
@@ -146,18 +147,15 @@ def test_a_run_trains_what_it_says_in_4_bits(project, run):
     assert not torch.equal(load_adapter(base, folder)(ids).logits, before)
 
 
-def test_a_killed_run_ends_with_the_same_adapter(project):
+def test_a_killed_run_ends_with_the_same_adapter(project, tmp_path):
     run = "mixtral_E1"
     folder = project / "artifacts" / "moe" / "adapters" / run
     undisturbed = manifest_of(project, run)
     shutil.rmtree(folder)
     checkpoints = project / ".cache" / "checkpoints"
     assert not list(checkpoints.iterdir())
-    process = start(project, "train", "--run", run)
-    deadline = time.monotonic() + 120
-    while not list(checkpoints.glob("*/checkpoint-2/whole")):
-        assert process.poll() is None and time.monotonic() < deadline, "no checkpoint appeared"
-        time.sleep(0.005)
+    process = start(project, "train", "--run", run, **freezing(tmp_path / "freezing", "*/checkpoint-2/whole"))
+    until_written(checkpoints, "*/checkpoint-2/whole", process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not folder.exists()

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from pipeline.training.checkpoints import checkpoint_folder_of
 from pipeline.training.memory import plan_memory
 from pipeline.training.task import FineTuning
 from pipeline.training.whole import load_trainable
+from tests.support.processes import freezing, until_written
 from tests.support.train_here import save_base, settings
 from tests.support.train_here import train as train_whole
 
@@ -77,14 +77,10 @@ def test_a_killed_run_ends_with_equal_weights(trained, architecture, tmp_path):
     folder, entry = trained[architecture]
     (tmp_path / "base").symlink_to(folder / "base")
     command = [sys.executable, "-m", "tests.support.train_here", "base", "run/seed-1"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | freezing(tmp_path / "freezing", "*/checkpoint-4/whole") | {"OMP_NUM_THREADS": "1"}
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
-        deadline = time.monotonic() + 180
-        while not list(tmp_path.glob(".cache/checkpoints/*/checkpoint-4/whole")):
-            assert process.poll() is None, (tmp_path / "log").read_text()
-            assert time.monotonic() < deadline, "no checkpoint appeared"
-            time.sleep(0.005)
+        until_written(tmp_path, ".cache/checkpoints/*/checkpoint-4/whole", process)
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert not (tmp_path / "run" / "seed-1").exists()

@@ -103,9 +103,7 @@ class Explorer {
 
   apply(address) {
     const before = this.chosen >= 0 ? this.found[this.chosen] : -1;
-    const started = performance.now();
     this.found = this.rows.filtered(this.filter);
-    this.filterMilliseconds = performance.now() - started;
     this.partner = this.filter.vs ? this.rows.joined(this.filter.vs) : new Int32Array(this.rows.count).fill(-1);
     const wanted = address ? this.rows.at(address) : before;
     this.chosen = Math.max(this.found.indexOf(wanted), this.found.length ? 0 : -1);
