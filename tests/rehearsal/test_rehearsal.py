@@ -39,6 +39,9 @@ BASES = {
     "mixtral": "mistralai/Mixtral-8x7B-Instruct-v0.1", "qwen3_moe": "Qwen/Qwen3-30B-A3B",
     "gpt_oss": "openai/gpt-oss-20b", "llama": "meta-llama/Llama-3.2-1B-Instruct",
     "qwen2": "Qwen/Qwen2.5-0.5B-Instruct", "gemma3_text": "google/gemma-3-4b-it",
+    "phimoe": "microsoft/Phi-3.5-MoE-instruct", "granitemoe": "ibm-granite/granite-3.1-3b-a800m-instruct",
+    "qwen2_moe": "Qwen/Qwen1.5-MoE-A2.7B-Chat", "olmoe": "allenai/OLMoE-1B-7B-0924-Instruct",
+    "deepseek_v2": "deepseek-ai/DeepSeek-V2-Lite-Chat",
 }  # fmt: skip
 
 
@@ -121,7 +124,7 @@ def test_runs_are_rehearsed_by_name_or_the_largest_of_each_kind() -> None:
         representatives(params, "moe", names=("qwen_r64",))
 
 
-@pytest.mark.parametrize("study", ["moe", "organisms", "realignment"])
+@pytest.mark.parametrize("study", ["moe", "organisms", "realignment", "sparsity"])
 def test_the_cut_study_is_one_that_the_pipeline_takes(
     study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
