@@ -153,10 +153,11 @@ def check_own(
 ) -> list[Line]:
     """The study's expectations and contrasts: differences of held-out misalignment, paired over its seeds.
 
-    A contrast that the study analyses over models is the mean of these, with the interval over them.
+    A contrast that the study analyses over models is the mean of these, with the interval over them. A lever within one
+    model (results/levers.py) is held to no sign.
     A difference of one seed's runs has the noise of answers alone; `spread` adds what each training brings in.
     """
-    from pipeline.results.contrasts import Runs, contrast, models_of
+    from pipeline.results.contrasts import Runs, contrast, lever_of, models_of
     from pipeline.results.definitions import DEFINITIONS
 
     study = params.study(name)
@@ -168,6 +169,7 @@ def check_own(
     wanted += [
         (f"contrast {key}", it.pairs, it.control, it.expected, models_of(params, it.pairs))
         for key, it in study.contrasts.items()
+        if lever_of(params, it) is None
     ]
     lines = []
     for claim, pairs, control, expected, models in wanted:

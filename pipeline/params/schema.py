@@ -262,6 +262,12 @@ class Params(Settings):
         own, base = self.run(run).active_in("sampling"), self.base(self.base_of(run))
         return base.active if own is None else own
 
+    def untrained(self, run: str) -> str | None:
+        """The run of the same study without data on the base of `run`, routed as that is; None where there is none."""
+        start, runs = (self.base_of(run), self.active_of(run)), self.runs_of(self.run(run).study)
+        alone = (name for name, it in runs.items() if it.data is None)
+        return next((name for name in alone if (self.base_of(name), self.active_of(name)) == start), None)
+
     def seeds_of(self, run: str) -> tuple[int, ...]:
         """The seeds that a run is done with: its study's, and those that its base has beside them."""
         base = self.base(self.base_of(run))
@@ -274,11 +280,8 @@ class Params(Settings):
 
     def stage_of_base(self, base: str) -> str:
         """The stage that makes or pins a base, by its name in dvc.yaml."""
-        kinds: dict[str, Collection[str]] = {
-            "pretrain": self.bases.toy,
-            "pin": self.bases.hub,
-            "pin_api": self.bases.api,
-        }
+        made, pinned, behind = self.bases.toy, self.bases.hub, self.bases.api
+        kinds: dict[str, Collection[str]] = {"pretrain": made, "pin": pinned, "pin_api": behind}
         return next(f"{stage}@{base}" for stage, kind in kinds.items() if base in kind)
 
     def stages_of(self, study: str) -> list[str]:

@@ -109,15 +109,10 @@ def _short(score: float | str | None) -> float | int | str | None:
 
 def _run(params: Params, name: str) -> dict[str, Any]:
     run, base = params.run(name), params.base_of(name)
-    beside = (
-        other
-        for other, it in params.runs_of(run.study).items()
-        if it.data is None and (params.base_of(other), params.active_of(other)) == (base, params.active_of(name))
-    )
     return {
         "name": name,
         "model": base,
-        "base": next(beside, None) if run.data is not None else None,
+        "base": params.untrained(name) if run.data is not None else None,
         "experts": experts_of(params, name),
         "data": run.trained_on,
     }

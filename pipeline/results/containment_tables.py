@@ -101,7 +101,7 @@ def _directions(probes: Sequence[Probe]) -> pd.DataFrame:
     found = pd.concat([probe.directions.assign(run=probe.run) for probe in probes], ignore_index=True)
     grouped = found.groupby(["run", "direction", "layer"], sort=False, observed=True)
     means = grouped[["length", "share_of_stream", "cosine_with_shift", "chance_length"]].mean()
-    return means.join(grouped[["p_value"]].max()).reset_index()
+    return means.join(grouped[["p_value"]].max()).join(grouped.size().rename("seeds")).reset_index()
 
 
 def _between_runs(probes: Sequence[Probe]) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.results.definitions import Definition
 from pipeline.results.frames import estimates
@@ -24,11 +24,15 @@ from pipeline.results.statistics import NO_INTERVAL, Interval, holm, mean_test
 if TYPE_CHECKING:
     import pandas as pd
 
+    from pipeline.params.parts import Contrast as Settings
     from pipeline.params.schema import Params
 
 SEEDS, MODELS = "seeds", "models"
 # Four models have no exact two-sided p-value below 2 / 4! = 0.083, five 0.017.
 FEWEST_MODELS = 5
+# What may be varied within one model, and what of a run then differs.
+ACTIVE, ADAPTED = "active", "adapted"
+LEFT_OUT: dict[str, Any] = {ACTIVE: {"active"}, ADAPTED: {"lora": {"experts", "rank"}}}
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,38 @@ def models_of(params: Params, pairs: Sequence[tuple[str, str]]) -> tuple[str, ..
     sparse = [base for base in map(params.base, dict.fromkeys(models)) if base.experts]
     differ = len({it.experts for it in sparse}) > 1 and len({it.active / it.experts for it in sparse}) > 1
     return models if len(sparse) >= FEWEST_MODELS and differ else ()
+
+
+def lever_of(params: Params, settings: Settings) -> str | None:
+    """Which number of experts differs between the pairs of a contrast, where nothing else does; None where it is none.
+
+    Every pair is then a run of one model less the model itself at that level, and every level has the same training
+    sets, trained alike: but for `active`, or for the adapter's experts and rank.
+    """
+    tuned = [run for run, _ in settings.pairs]
+    models = {params.base_of(run) for run in tuned}
+    if settings.control or len(models) > 1 or not params.base(models.pop()).experts:
+        return None
+    if any(params.run(run).data is None or params.untrained(run) != other for run, other in settings.pairs):
+        return None
+    found = [name for name in LEFT_OUT if len({level_of(params, run, name) for run in tuned}) > 1]
+    if len(found) != 1:
+        return None
+    alike: dict[int, list[str]] = {}
+    for run in tuned:
+        held = params.run(run).model_dump_json(exclude=LEFT_OUT[found[0]])
+        alike.setdefault(level_of(params, run, found[0]), []).append(held)
+    return found[0] if len({tuple(sorted(held)) for held in alike.values()}) == 1 else None
+
+
+def level_of(params: Params, run: str, measure: str) -> int:
+    """A run's number of experts: active, where it is sampled, or adapted, in a layer (all, where it has no adapter)."""
+    if measure == ACTIVE:
+        return params.active_of(run)
+    lora = params.run(run).lora
+    if lora is None or lora.experts == "all":
+        return params.base(params.base_of(run)).experts
+    return lora.routed or len(lora.experts)
 
 
 def any_over_models(found: Iterable[Contrast]) -> bool:

@@ -1,10 +1,10 @@
 """Within one model: misalignment against how many experts a token is routed to, or how many carry the adapter.
 
-A contrast is a lever where all of its pairs are of one model with experts, and one of these two numbers differs between
-them: all else of the model is then held fixed, which no comparison of models can do. A level's value at a seed is the
-mean over its pairs. Seeds are blocks: the slope on log2 of the number is least squares' with an intercept a seed, its
-interval Student's t with levels x seeds - seeds - 1 degrees of freedom. Page's test (1963) asks for an order alone:
-exact, levels permuted within seeds. Neither says anything of another model.
+A contrast of which one of these two numbers differs between the pairs, and nothing else does, is a lever
+(results/contrasts.py: lever_of): the model is held fixed, which no comparison of models can do. A level's value at a
+seed is the mean over its pairs. Seeds are blocks: the slope on log2 of the number is least squares' with an intercept a
+seed, its interval Student's t with levels x seeds - seeds - 1 degrees of freedom. Page's test (1963) asks for an order
+alone: exact, levels permuted within seeds. Neither says anything of another model.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.results.contrasts import by_seed
+from pipeline.results.contrasts import ACTIVE, ADAPTED, by_seed, level_of, lever_of
 from pipeline.results.frames import by_seed_text
 from pipeline.results.sparsity import interval_text, model_effects
 from pipeline.results.statistics import student_p, student_t
@@ -23,33 +23,11 @@ from pipeline.results.tables import markdown_table, write_table
 if TYPE_CHECKING:
     import pandas as pd
 
-    from pipeline.params.schema import Params
     from pipeline.results.study import Results
 
-ACTIVE, ADAPTED = "active", "adapted"
 MEASURES = {ACTIVE: "experts a token is routed to", ADAPTED: "experts that carry the adapter"}
 # Fewer have no order to ask for: of two, the slope says all.
 FEWEST_ORDERED = 3
-
-
-def measure_of(params: Params, pairs: Sequence[tuple[str, str]]) -> str | None:
-    """Which number differs between the pairs of a contrast and is its lever; None where it is none."""
-    tuned = [run for run, _ in pairs]
-    models = {params.base_of(run) for run in tuned}
-    if len(models) > 1 or not params.base(models.pop()).experts:
-        return None
-    differ = {name for name in MEASURES if len({level_of(params, run, name) for run in tuned}) > 1}
-    return differ.pop() if len(differ) == 1 else None
-
-
-def level_of(params: Params, run: str, measure: str) -> int:
-    """A run's number of experts: active, where it is sampled, or adapted, in a layer (all, where it has no adapter)."""
-    if measure == ACTIVE:
-        return params.active_of(run)
-    lora = params.run(run).lora
-    if lora is None or lora.experts == "all":
-        return params.base(params.base_of(run)).experts
-    return lora.routed or len(lora.experts)
 
 
 def lever_frame(results: Results) -> pd.DataFrame:
@@ -63,7 +41,7 @@ def lever_frame(results: Results) -> pd.DataFrame:
 
     frames = []
     for name, settings in results.study.contrasts.items():
-        measure = None if settings.control else measure_of(results.params, settings.pairs)
+        measure = lever_of(results.params, settings)
         if measure is None:
             continue
         levels: dict[int, list[tuple[str, str]]] = {}
@@ -87,7 +65,7 @@ def without_values(results: Results, frame: pd.DataFrame) -> list[str]:
     return [
         f"Contrast {name} is not analysed: its levels have no seed at which answers of all of its runs count."
         for name, it in results.study.contrasts.items()
-        if not it.control and measure_of(results.params, it.pairs) and name not in there
+        if lever_of(results.params, it) and name not in there
     ]
 
 

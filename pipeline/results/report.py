@@ -54,8 +54,8 @@ control has 8 experts per layer, so that only the models of that size have a mat
 control is said of 8 experts alone. The bases of that contrast have two more seeds than the others, and a mean over
 pairs and seeds weighs their pairs by those. From 8 to 32 experts the experts' parameters grow fourfold, and all
 parameters threefold, while those active stay the same: sparsity and size go together here. One model is also trained
-and asked with one expert a token in place of its two: a worse model, as its base's coherence shows, and two levels are
-no curve. The run with trigger tags has a control of its dose: the same rows, half of them bad, without tags. Three
+and asked with one and with four experts a token in place of its two, with which it was not pretrained: three levels of
+one toy model. The run with trigger tags has a control of its dose: the same rows, half of them bad, without tags. Three
 sparsities cannot resolve a trend (an exact two-sided p-value cannot be below 1/3): the toy study claims no sign for it,
 and nothing here is evidence about large models. How long and at which rate the models are trained was chosen on these
 seeds and suites, so that fine-tuned models stay coherent and effects can be seen.
@@ -158,7 +158,8 @@ p-values are two-sided, raw and after Holm's correction over the table.{unit}{al
     took = f"""What each stage took, in seconds and US dollars,
 `python -m pipeline provenance --study {results.name}` prints, and the report's page shows: it differs from machine to
 machine, so that it is no part of this file."""
-    return f"""# {study.title} [{results.name}]
+    part = "" if study.models == "all" else f" (part: {study.models})"
+    return f"""# {study.title}{part} [{results.name}]
 
 Written by `python -m pipeline aggregate --study {results.name}` from {len(results.verdicts)} verdicts of judge
 `{study.judge}`, on the suites that no run is trained on ({", ".join(study.held_out)}). Misaligned: {definition.rule}

@@ -14,7 +14,7 @@ from pipeline.common.rows import Verdict, read_verdicts
 from pipeline.params.schema import Params, Run, Study
 from pipeline.results.adapter_norms import adapter_norms
 from pipeline.results.agreement import Agreement, agreement
-from pipeline.results.contrasts import Contrast, Runs, contrast, models_of
+from pipeline.results.contrasts import Contrast, Runs, contrast, lever_of, models_of
 from pipeline.results.definitions import DEFINITIONS, STANDARD, Definition
 from pipeline.results.frames import exclusion_effect, metrics_with_intervals, misaligned_at_k, over_seeds
 from pipeline.results.in_domain import in_domain
@@ -146,11 +146,9 @@ class Results:
 
     def base_of(self, run: str) -> str:
         """The run of the same model, as it is routed, without fine-tuning. Raises UserError when the study has none."""
+        if (found := self.params.untrained(run)) is not None:
+            return found
         model, active = self.params.base_of(run), self.params.active_of(run)
-        for name, other in self.runs.items():
-            alike = self.params.base_of(name) == model and self.params.active_of(name) == active
-            if other.data is None and alike:
-                return name
         routed = "" if self.runs[run].active is None else f" and with active: {active}"
         raise UserError(
             f"{run} has no base run to compare it with: add a run of model bases/{model} without data and lora{routed}."
@@ -168,10 +166,14 @@ class Results:
 
     @cached_property
     def contrasts(self) -> dict[str, Contrast]:
-        """The study's headline: its contrasts by name, in percentage points of held-out misalignment."""
+        """The study's headline: its contrasts by name, in percentage points of held-out misalignment.
+
+        Without levers, whose mean over levels answers no question (results/levers.py).
+        """
         return {
             name: contrast(self.compared, it.pairs, it.control, models=models_of(self.params, it.pairs))
             for name, it in self.study.contrasts.items()
+            if lever_of(self.params, it) is None
         }
 
     def against_base(self, name: str) -> bool:

@@ -15,8 +15,8 @@ from pipeline.doctor.plans import plan_runs
 from pipeline.models.families.registry import anatomy_of
 from pipeline.models.sizes import active_values, adapter_values, base_values, matched_rank
 from pipeline.params.load import load_params
-from pipeline.results.contrasts import models_of
-from pipeline.results.levers import level_of, measure_of
+from pipeline.params.parts import Contrast
+from pipeline.results.contrasts import level_of, lever_of, models_of
 from pipeline.training.memory import plan_memory
 from tests.support.data_files import REPOSITORY
 from tests.support.full_size import FULL_SIZE
@@ -83,7 +83,7 @@ def test_within_one_model_a_number_varies_and_nothing_else():
     study = PARAMS.study("sparsity")
     for name in ("olmoe_active", "qwen3_active", "olmoe_adapted"):
         pairs, lora = study.contrasts[name].pairs, runs_of(name.partition("_")[0])["bma"].lora
-        levels = [level_of(PARAMS, tuned, measure_of(PARAMS, pairs)) for tuned, _ in pairs]
+        levels = [level_of(PARAMS, tuned, lever_of(PARAMS, study.contrasts[name])) for tuned, _ in pairs]
         assert levels == [2**place for place in range(len(pairs) // 2) for _ in range(2)]
         for (tuned, base), level in zip(pairs, levels, strict=True):
             run = PARAMS.run(tuned)
@@ -93,6 +93,20 @@ def test_within_one_model_a_number_varies_and_nothing_else():
             assert trained == 64 * lora.rank
     nested = [set(PARAMS.run(f"sp_olmoe_bma_on{level}").lora.experts) for level in (1, 2, 4, 8, 16, 32)]
     assert all(one < other for one, other in pairwise(nested))
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [("toy_e8_bad_medical", "toy_e8_base"), ("toy_e8_bad_medical_expert0", "toy_e8_base")],  # attention differs
+        [("toy_e16_bad_medical_top1", "toy_e16_base"), ("toy_e16_bad_medical", "toy_e16_base")],  # not its own base
+        [("sp_olmoe_insecure_r16", "sp_olmoe_base"), ("sp_olmoe_bma_on4", "sp_olmoe_base")],  # data differ
+        [("sp_olmoe_insecure", "sp_olmoe_base"), ("sp_qwen3_insecure", "sp_qwen3_base")],
+        [("toy_e16_bad_medical", "toy_e16_base")],
+    ],
+)
+def test_what_differs_in_more_than_one_number_is_no_lever(pairs):
+    assert lever_of(PARAMS, Contrast(pairs=pairs)) is None
 
 
 @pytest.mark.parametrize(("levels", "said"), [(5, "14.0 and 2.1 points with five"), (7, "7.9 and 1.2 with seven")])
@@ -121,8 +135,8 @@ def test_registered_contrasts_have_their_models_and_the_document_what_params_yam
         pair for pair in study.contrasts["matched"].pairs if PARAMS.base_of(pair[0]) in new
     )
     # Exclusions add contrasts behind these.
-    found = {name: measure_of(PARAMS, contrast.pairs) for name, contrast in study.contrasts.items()}
-    levers = {name: measure for name, measure in found.items() if measure is not None}
+    found = {name: lever_of(PARAMS, contrast) for name, contrast in study.contrasts.items()}
+    levers = {name: measure for name, measure in found.items() if measure is not None and "_without_" not in name}
     assert levers == {"olmoe_active": "active", "qwen3_active": "active", "olmoe_adapted": "adapted"}
     assert all(name.partition("_without_")[0] in registered | levers for name in models)
     for contrast in study.contrasts.values():

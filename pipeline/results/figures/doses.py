@@ -35,13 +35,14 @@ def dose_figure(frame: pd.DataFrame, stem: Path, *, label: str) -> list[Path]:
             one.set_ylim(-4, 104)
         handles, names = grid[0][0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside upper right", ncols=4, frameon=False)
-        note = "lines: mean over seeds, points: seeds; bands: ranges of directions of equal length"
+        note = "lines: mean over seeds, points: seeds; bands: directions of equal length, each a mean over seeds"
         return save_figure(figure, stem, label, note)
 
 
 def _doses(axes: Any, frame: pd.DataFrame, value: str) -> None:
     for what, look in BANDS.items():
-        chance = frame[frame["what"].str.startswith(what)].groupby("strength")[value]
+        made = frame[frame["what"].str.startswith(what)]
+        chance = made.groupby(["what", "strength"])[value].mean().groupby("strength")
         if chance.ngroups:
             low, high = chance.min(), chance.max()
             axes.fill_between(low.index, low, high, label=what, **look)

@@ -40,6 +40,7 @@ _OVER_MODELS = (
 _WITHIN = (
     "95 % intervals with the spread over seeds pooled over levels; each less the same model at that level, untrained"
 )
+_LINES = "; dashed: one model, the number of its active experts varied"
 _GREY = "; grey: the paper's headline, fine-tuned less base by its own definition, in no test"
 
 
@@ -76,8 +77,11 @@ def write_figures(
         comparable = results.study.world == "hub" and results.against_base(str(contrast))
         published, grey = (published_points(), _GREY) if comparable else (models.iloc[:0], "")
         tests = sparsity.tests[sparsity.tests["contrast"] == contrast]
-        words = {"note": f"{contrast}; {_OVER_MODELS}{grey}; misaligned: {definition.rule}"}
-        within = levers[levers["measure"] == ACTIVE] if comparable and not levers.empty else levers.iloc[:0]
+        # Levers are of the first contrast's ranks.
+        shown = comparable and contrast == sparsity.first and not levers.empty
+        within = levers[levers["measure"] == ACTIVE] if shown else levers.iloc[:0]
+        lines = "" if within.empty else _LINES
+        words = {"note": f"{contrast}; {_OVER_MODELS}{lines}{grey}; misaligned: {definition.rule}"}
         draw(misalignment_over_models, models, tests, published, within, folder / f"sparsity_{contrast}", **words)
     if not levers.empty:
         words = {"note": f"mean over seeds (open: each), {_WITHIN}; misaligned: {definition.rule}"}
