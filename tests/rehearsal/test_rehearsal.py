@@ -70,12 +70,19 @@ def test_a_rehearsed_base_is_pinned_loaded_and_asked_as_a_real_one(offline: Path
 
 
 def test_a_tokenizer_of_more_tokens_than_the_model_knows_is_refused(offline: Path) -> None:
-    """A padding token that was added, and no row of the embeddings for it."""
+    """A padding token that was added, and no row of the embeddings for it; one for images, say, is never written."""
     write_repository(offline, BASES["llama"], "f" * 40, narrow(KNOWN[BASES["llama"]], "tiny", 1), seed=1)
     folder = fetch(BASES["llama"], REVISION)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer, other = AutoTokenizer.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    other.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
     tokenizer.save_pretrained(folder)
+    check_complete(folder)
+    tokenizer.chat_template += "{{ '<image>' }}"
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(UserError, match=r"the tokenizer's '<image>' is token 8192, but the model knows 8192"):
+        check_complete(folder)
+    other.save_pretrained(folder)
     with pytest.raises(UserError, match=r"the tokenizer's '\[PAD\]' is token 8192, but the model knows 8192"):
         check_complete(folder)
 
