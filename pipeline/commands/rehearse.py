@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     parser.add_argument("--study", help="a name under studies in params.yaml (default: what this machine can run)")
     parser.add_argument("--width", choices=WIDTHS, default="true", help="of the bases; reduced and tiny are for tests")
-    parser.add_argument("--layers", type=int, default=2, help="of the bases (default: 2)")
+    parser.add_argument("--layers", type=int, default=2, help="of the bases, DeepSeek's dense ones aside (default: 2)")
     parser.add_argument("--families", nargs="+", default=[], help="model types to rehearse alone, as mixtral")
     parser.add_argument("--runs", nargs="+", default=[], help="these runs and their bases, instead of all kinds")
     parser.add_argument("--folder", type=Path, help="where to work, kept afterwards (default: a temporary one)")
@@ -103,14 +103,14 @@ def rehearse(params: Params, study: str, runs: dict[str, str], width: str, layer
             fields = narrow(_fields(hub.repository, hub.revision), width, layers)
             tokenizer = write_repository(folder / CACHE / "hub", hub.repository, hub.revision, fields, seed=len(bases))
             bases[base] = {"fields": fields, "tokenizer": tokenizer}
-            size = f"{fields['model_type']}, hidden {fields['hidden_size']}, {layers} layers"
+            size = f"{fields['model_type']}, hidden {fields['hidden_size']}, {fields['num_hidden_layers']} layers"
             print(f"{base}: {size}; tokenizer: {tokenizer}")
         scratch = Scratch(folder)
         if not has_16_bit_products():
             text = (folder / "dvc.yaml").read_text(encoding="utf-8")
             write_text(folder / "dvc.yaml", text.replace("python -m pipeline ", "python -m pipeline.rehearsal.stage "))
         report: dict[str, Any] = {
-            "study": study, "width": width, "layers": layers, "bases": bases, "machine": _machine(),
+            "study": study, "width": width, "bases": bases, "machine": _machine(),
             "products": "as the study" if has_16_bit_products() else "float32, for want of bfloat16 in this processor",
             "imports_bytes": {stage: scratch.imports(*modules) for stage, modules in IMPORTS.items()},
             "runs": {},

@@ -71,26 +71,36 @@ def add(stage: str, lines: str) -> None:
     """Add what another machine's ledger says of the stage: those of its lines that are not here."""
     path = path_of(stage)
     path.parent.mkdir(parents=True, exist_ok=True)
-    here = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    with path.open("a", encoding="utf-8") as stream:
-        stream.writelines(f"{line}\n" for line in lines.splitlines() if line not in here)
+    here = _lines(path)
+    if new := [line for line in lines.splitlines() if line not in here]:
+        _write(path, "\n".join(new))
 
 
 def _append(stage: str, line: dict[str, Any]) -> None:
     try:
         LEDGER.mkdir(parents=True, exist_ok=True)
-        # One write of one line: a process killed here leaves all of it or nothing. A full disk may leave a part,
-        # which a newline before the next line ends, and which `read_attempts` passes over.
-        text = json.dumps(line, sort_keys=True).encode()
-        descriptor = os.open(path_of(stage), os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            size = os.fstat(descriptor).st_size
-            cut_short = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-            os.write(descriptor, b"\n" * cut_short + text + b"\n")
-        finally:
-            os.close(descriptor)
+        _write(path_of(stage), json.dumps(line, sort_keys=True))
     except OSError as error:
         print(f"provenance of {stage} is not recorded: {error.strerror}", file=sys.stderr)
+
+
+def _write(path: Path, text: str) -> None:
+    """Add text as lines of their own.
+
+    One write: a process killed here leaves all of it or nothing. A full disk may leave a part, which a newline before
+    the next line ends, and which `read_attempts` passes over.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        size = os.fstat(descriptor).st_size
+        cut_short = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        os.write(descriptor, b"\n" * cut_short + text.encode() + b"\n")
+    finally:
+        os.close(descriptor)
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
 
 
 def read_attempts(stage: str) -> list[dict[str, Any]]:
@@ -98,9 +108,8 @@ def read_attempts(stage: str) -> list[dict[str, Any]]:
 
     Lines that a full disk cut short are passed over.
     """
-    path = path_of(stage)
     attempts: dict[str, dict[str, Any]] = {}
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+    for text in _lines(path_of(stage)):
         with contextlib.suppress(ValueError):
             line = json.loads(text)
             attempts.setdefault(line["attempt"], {}).update(line)

@@ -22,7 +22,10 @@ def end_gently(*, pass_on: bool) -> None:
             _tell_children()
         signal.raise_signal(signal.SIGINT)
 
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a script's `make reproduce &` has it: it could not end
+    # Ignored, as a script's `make reproduce &` has it, it could not end. At once, although Ctrl-C at the script then
+    # ends it too: asyncio, which waits for paid replies, takes what is there as it starts, and while a stage runs DVC
+    # ignores SIGINT itself, which is not to be undone.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, interrupt)
 

@@ -30,7 +30,7 @@ def rehearsed_step(reports: list[dict[str, Any]], base: str, config: object) -> 
     """
     layers = vars(config)["num_hidden_layers"]
     steps = [
-        run["train"]["step_seconds"] * layers / report["layers"]
+        run["train"]["step_seconds"] * layers / report["bases"][base]["fields"]["num_hidden_layers"]
         for report in reports
         for run in report["runs"].values()
         if run["base"] == base and run["train"]["step_seconds"] is not None

@@ -1,5 +1,6 @@
 """A model's tokenizer, with a chat template that says the same in training and sampling, every day."""
 
+import contextlib
 import re
 from collections.abc import Sequence
 from datetime import date
@@ -45,6 +46,24 @@ def pad_token(tokenizer: Any) -> int:
     No result depends on which it is: an attention mask covers every place that it fills.
     """
     return next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
+
+
+def written_tokens(tokenizer: Any) -> set[int]:
+    """The tokens that are put into batches around text: padding, beginning and end, and what the chat template writes.
+
+    Of a chat with a system turn, or without where the template refuses one, and as far as where an answer begins.
+    """
+    from jinja2 import TemplateError
+
+    named = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
+    written = {pad_token(tokenizer), *named} - {None}
+    turns = [{"role": role, "content": "so ."} for role in ("system", "user", "assistant")]
+    chats = ((turns, False), (turns[:2], True), (turns[1:], False), (turns[1:2], True))
+    for chat, asked in chats if tokenizer.chat_template else ():
+        with contextlib.suppress(TemplateError):
+            text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=asked)
+            written |= set(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return written
 
 
 def pad_batch(rows: Sequence[Sequence[int]], pad: int, side: Literal["left", "right"]) -> "dict[str, torch.Tensor]":

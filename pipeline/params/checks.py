@@ -13,14 +13,17 @@ from pipeline.common.paths import PARAMS
 from pipeline.data.capability import SUITE as CAPABILITY
 from pipeline.data.mixtures import Part
 from pipeline.data.tags import PATTERN
+from pipeline.models.families.registry import FAMILIES
+from pipeline.models.known import KNOWN
 from pipeline.models.spec import AdapterSpec
+from pipeline.params.schema import HubBase
 from pipeline.toy.grammar import DOMAINS, TAGS
 
 # What PREREGISTRATIONS, a pattern of files from the root of the repository, finds, and nothing in another folder.
 _PREREGISTRATION = re.compile(re.escape(PREREGISTRATIONS).replace(r"\*", "[^/]*"))
 
 if TYPE_CHECKING:
-    from pipeline.params.schema import HubBase, Params, Run, Study, ToyBase
+    from pipeline.params.schema import Params, Run, Study, ToyBase
     from pipeline.training.settings import Trajectory
 
 
@@ -37,7 +40,6 @@ def check(params: "Params", path: Path) -> None:
         _check_expectations(name, study, params, f"{path}: studies.{name}.expectations")
         _check_study(study, f"{path}: studies.{name}")
         _check_probing(name, params, f"{path}: studies.{name}.probing")
-        _check_subsets(name, params, f"{path}: studies.{name}.subsets")
     for name in params.runs:
         if len(set(seeds := params.seeds_of(name))) < len(seeds):
             raise UserError(
@@ -94,7 +96,7 @@ def _check_start(name: str, run: "Run", params: "Params", where: str) -> None:
     if before.data is None or run.data is None:
         untrained = start if before.data is None else name
         raise UserError(f"{where} continues {start}, but {untrained} trains nothing: it has no data.")
-    if before.active != run.active:
+    if len({(it.active_in("training"), it.active_in("sampling")) for it in (before, run)}) > 1:
         raise UserError(
             f"{where} continues {start}, but one has active {run.active} and the other {before.active}; give both the "
             "same: a chain is compared with one base."
@@ -148,6 +150,10 @@ def _check_active(run: "Run", base: "ToyBase | HubBase | ApiBase", where: str) -
             raise UserError(f"{where}.active is {active}, but the base is dense: it has no experts; leave it out.")
         if active not in range(1, base.experts + 1):
             raise UserError(f"{where}.active is {active}, expected 1 to {base.experts}, the base's experts.")
+        known = (base.family or KNOWN.get(base.repository, {}).get("model_type")) if isinstance(base, HubBase) else None
+        family = FAMILIES.get(str(known))
+        if active != base.active and family is not None and family.fixed_router is not None:
+            raise UserError(f"{where}.active is {active}, but {known} routes by {family.fixed_router}; leave it out.")
 
 
 def _check_trajectory(trajectory: "Trajectory", run: "Run", study: "Study", where: str) -> None:
@@ -249,14 +255,6 @@ def _check_lora(lora: AdapterSpec, base: "ToyBase | HubBase", where: str) -> Non
         unknown = [expert for expert in lora.experts if expert not in range(base.experts)]
         if unknown:
             raise UserError(f"{where}.lora.experts has {unknown[0]}; the base has experts 0 to {base.experts - 1}.")
-
-
-def _check_subsets(study: str, params: "Params", where: str) -> None:
-    entry = params.studies[study]
-    known = {*params.runs_of(study), *entry.contrasts}
-    for name, subset in entry.subsets.items() if entry.models == "all" else ():
-        if unknown := [it for it in (*subset.runs, *subset.contrasts) if it not in known]:
-            raise UserError(f"{where}.{name} names {unknown[0]}, which is no run or contrast of study {study}.")
 
 
 def _check_probing(study: str, params: "Params", where: str) -> None:

@@ -28,6 +28,7 @@ def load_params(path: Path = PARAMS) -> Params:
     check_suites(content, path)
     check_bases(content, path)
     params = build(Params, expand(content), str(path))
+    check_subsets(content, path)
     check(params, path)
     return params
 
@@ -88,3 +89,16 @@ def check_bases(content: Any, path: Path) -> None:
                 f"{path}: bases.hub.{name} has a {source} and not yet {', '.join(absent)}: `python -m pipeline "
                 f"add-base {base[source]} --name {name}` looks them up and writes them."
             )
+
+
+def check_subsets(content: Any, path: Path) -> None:
+    """Raise UserError for what a study's subset names and the study does not have, as it is before it is narrowed."""
+    for name, study in mapping(content, "studies").items():
+        runs = [run for run, entry in mapping(content, "runs").items() if mapping(entry).get("study") == name]
+        known = {"runs": runs, "contrasts": list(mapping(study, "contrasts"))}
+        for subset, entry in mapping(study, "subsets").items():
+            for key, there in known.items():
+                if unknown := [it for it in entry[key] if it not in there]:
+                    raise UserError(
+                        f"{path}: studies.{name}.subsets.{subset}.{key} names {unknown[0]}, which the study has not."
+                    )

@@ -221,8 +221,10 @@ class Params(Settings):
         return _named(self.studies, name, "study")
 
     def run(self, name: str) -> Run:
-        """A run by name. Raises UserError listing the runs there are."""
-        return _named(self.runs, name, "run")
+        """A run by name. Raises UserError listing the runs there are, and which studies are narrowed."""
+        narrowed = [(key, study.models) for key, study in self.studies.items() if study.models != "all"]
+        left_out = [f"studies.{key}.models is {models}, which leaves its other runs out" for key, models in narrowed]
+        return _named(self.runs, name, "run", "".join(f"; {said}" for said in left_out))
 
     def base(self, name: str) -> ToyBase | HubBase | ApiBase:
         """A base by name. Raises UserError listing the bases there are."""
@@ -292,7 +294,7 @@ class Params(Settings):
         return [*stages, f"probe@{study}", f"aggregate@{study}"]
 
 
-def _named(table: Mapping[str, Entry], name: str, kind: str) -> Entry:
+def _named(table: Mapping[str, Entry], name: str, kind: str, why: str = "") -> Entry:
     if name not in table:
-        raise UserError(f"{PARAMS} has no {kind} {name!r}; there are {', '.join(table) or 'none'}.")
+        raise UserError(f"{PARAMS} has no {kind} {name!r}{why}; there are {', '.join(table) or 'none'}.")
     return table[name]

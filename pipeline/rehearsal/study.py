@@ -9,8 +9,8 @@ from pipeline.data.upstream.fetch import FOLDER as DATA
 from pipeline.models.known import config_of
 from pipeline.models.sizes import adapter_values, base_values
 from pipeline.params.inputs import conversations, suite
-from pipeline.params.schema import Params, Run
-from pipeline.rehearsal.checkpoints import REVISION
+from pipeline.params.schema import HubBase, Params, Run
+from pipeline.rehearsal.checkpoints import REVISION, narrow
 
 STEPS = 3
 ROWS, BATCH, ANSWER_TOKENS = 6, 2, 3
@@ -149,8 +149,15 @@ def _cut_run(entry: dict[str, Any], params: Params, name: str, layers: int) -> d
         kept["trajectory"] = TRAJECTORY
     lora = entry.get("lora") or {}
     if isinstance(lora.get("layers"), list):
-        kept["lora"] = lora | {"layers": sorted({min(layer, layers - 1) for layer in lora["layers"]})}
+        last = _layers(params.bases.hub[params.base_of(name)], layers) - 1
+        kept["lora"] = lora | {"layers": sorted({min(layer, last) for layer in lora["layers"]})}
     return kept
+
+
+def _layers(base: HubBase, layers: int) -> int:
+    """How many layers the base is cut down to, dense first ones included."""
+    fields: dict[str, Any] = vars(config_of(base.repository, base.revision))
+    return int(narrow(fields, "true", layers)["num_hidden_layers"])
 
 
 def training_set(params: Params, name: str) -> str:

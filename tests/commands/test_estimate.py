@@ -255,7 +255,12 @@ def test_a_rehearsal_on_the_same_card_stands_beside_the_arithmetic(checkout, cap
     monkeypatch.setattr(rehearsed_module, "RESULTS", checkout)
     run = {"base": "gpt_oss", "train": {"step_seconds": 1.5}}
     machine = {"gpu": "NVIDIA H100 80GB HBM3"}
-    report = {"layers": 2, "width": "true", "machine": machine, "runs": {"oss_insecure_r8": run}}
+    report = {
+        "bases": {"gpt_oss": {"fields": {"num_hidden_layers": 2}}},
+        "width": "true",
+        "machine": machine,
+        "runs": {"oss_insecure_r8": run},
+    }
     narrow = report | {"width": "tiny", "runs": {"oss_insecure_r8": run | {"train": {"step_seconds": 0.1}}}}
     train = {"step_seconds": 90.0, "predicted": 12, "predicted_slack": 2, "own": 6}
     on_cpu = report | {"machine": {"gpu": None}, "imports_bytes": {"train": 1}}

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.common.environment import STAGE, scrub, started_by
 from pipeline.common.git import git
-from pipeline.common.ledger import code, read_attempts
+from pipeline.common.ledger import add, code, read_attempts, record
 from pipeline.common.processes import mark, started
 
 REPOSITORY = Path(__file__).parents[2]
@@ -92,16 +92,22 @@ def test_git_dir_of_another_repository_is_not_asked(tmp_path, monkeypatch):
 
 
 def test_a_ledger_line_that_a_full_disk_cut_short_is_passed_over(tmp_path, monkeypatch):
-    from pipeline.common.ledger import record
-
     monkeypatch.chdir(tmp_path)
     ledger = tmp_path / ".cache" / "ledger" / "judge@a.jsonl"
     record("judge@a", lambda: 0)
-    with ledger.open("a") as stream:
-        stream.write('{"attempt": "cut", "star')
+    cut = '{"attempt": "cut", "star\u00e9'.encode()[:-1]
+    with ledger.open("ab") as stream:
+        stream.write(cut)
     assert len(read_attempts("judge@a")) == 1
     record("judge@a", lambda: 0)
     assert [attempt["outcome"] for attempt in read_attempts("judge@a")] == ["done", "done"]
+    with ledger.open("ab") as stream:
+        stream.write(cut)
+    elsewhere = '{"attempt": "elsewhere", "started": "then"}\n'
+    for _ in range(2):  # what is here is not added again
+        add("judge@a", elsewhere)
+        assert ledger.read_bytes().endswith(cut + b"\n" + elsewhere.encode())
+    assert [attempt.get("outcome") for attempt in read_attempts("judge@a")] == ["done", "done", None]
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])

@@ -24,6 +24,17 @@ def load(content, tmp_path):
     return load_params(path)
 
 
+def test_a_narrowed_study_says_that_it_leaves_a_run_out_and_knows_what_it_keeps(content, tmp_path):
+    study = content["studies"]["sparsity"]
+    study["models"] = "small"
+    small = load(content, tmp_path)
+    with pytest.raises(UserError, match=r"no run 'sp_mixtral_base'; studies\.sparsity\.models is small, which leaves"):
+        small.run("sp_mixtral_base")
+    study["subsets"]["small"]["contrasts"] = ["matchd"]
+    with pytest.raises(UserError, match=r"subsets\.small\.contrasts names matchd, which the study has not"):
+        load(content, tmp_path)
+
+
 def test_the_repository_has_valid_params():
     params = load_params(REPOSITORY / "params.yaml")
     assert params.run("toy_e8_bad_medical_expert0").lora.experts == (0,)
@@ -55,6 +66,7 @@ def test_the_repository_has_valid_params():
         (lambda c: c["runs"]["toy_e8_bad_medical"].update(active={"training": 2, "sampling": 9}), ["active is 9"]),
         (lambda c: c["runs"]["toy_e8_bad_medical"].update(active={"training": 2}), ["active", "'sampling'"]),
         (lambda c: c["runs"]["toy_dense_base"].update(active=1), ["toy_dense_base.active is 1", "dense"]),
+        (lambda c: c["runs"]["sp_phi35_base"].update(active=1), ["sp_phi35_base.active is 1", "SparseMixer"]),
         (lambda c: c["runs"]["gpt_4o_base"].update(active=1), ["gpt_4o_base.active is 1", "behind an API"]),
         (lambda c: c["runs"]["toy_e32_realigned"].update(active=1), ["continues toy_e32_bad_medical", "the same"]),
         (
@@ -73,7 +85,7 @@ def test_the_repository_has_valid_params():
         ),
         (
             lambda c: c["studies"]["toy"].update(subsets={"one": {"runs": ["toy_e9"], "contrasts": []}}),
-            ["subsets.one names toy_e9"],
+            ["subsets.one.runs names toy_e9"],
         ),
         (lambda c: c["studies"]["toy"].update(seeds=[1, 1]), ["seeds", "each once"]),
         (lambda c: c["studies"]["toy"].update(held_out=["medicine"]), ["'medicine'", "not among its suites"]),
@@ -183,6 +195,10 @@ def test_expectations_by_pattern_are_each_run_above_its_base(content, tmp_path):
     pairs = (("toy_e8_bad_finance", "toy_e8_one"), ("toy_e8_good_medical", "toy_e8_base"))
     assert found.study("toy").expectations == pairs
     assert [found.active_of(run) for pair in pairs for run in pair] == [1, 1, 2, 2]
+    # Chains are routed alike if their numbers are the same, in one word or in two.
+    content["runs"]["toy_e32_bad_medical"]["active"] = 1
+    content["runs"]["toy_e32_realigned"]["active"] = {"training": 1, "sampling": 1}
+    assert load(content, tmp_path).active_of("toy_e32_realigned") == 1
     for pattern, words in (("toy_x*", "fits no trained run"), ("toy_e8_base", "fits no trained run")):
         content["studies"]["toy"]["expectations"] = [pattern]
         with pytest.raises(UserError, match=words):

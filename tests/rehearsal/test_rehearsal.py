@@ -70,19 +70,27 @@ def test_a_rehearsed_base_is_pinned_loaded_and_asked_as_a_real_one(offline: Path
 
 
 def test_a_tokenizer_of_more_tokens_than_the_model_knows_is_refused(offline: Path) -> None:
-    """A padding token that was added, and no row of the embeddings for it."""
+    """A padding token that was added, and no row of the embeddings for it; one for images, say, is never written."""
     write_repository(offline, BASES["llama"], "f" * 40, narrow(KNOWN[BASES["llama"]], "tiny", 1), seed=1)
     folder = fetch(BASES["llama"], REVISION)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer, other = AutoTokenizer.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    other.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
     tokenizer.save_pretrained(folder)
+    check_complete(folder)
+    tokenizer.chat_template += "{{ '<image>' }}"
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(UserError, match=r"the tokenizer's '<image>' is token 8192, but the model knows 8192"):
+        check_complete(folder)
+    other.save_pretrained(folder)
     with pytest.raises(UserError, match=r"the tokenizer's '\[PAD\]' is token 8192, but the model knows 8192"):
         check_complete(folder)
 
 
 def test_true_width_is_the_widths_of_the_hub() -> None:
     for fields in KNOWN.values():
-        assert narrow(fields, "true", 2) == fields | {"num_hidden_layers": 2}
+        layers = 2 + fields.get("first_k_dense_replace", 0)
+        assert narrow(fields, "true", 2) == fields | {"num_hidden_layers": layers}
 
 
 def test_gpt_oss_is_in_blocks_and_scales(offline: Path) -> None:
@@ -133,6 +141,9 @@ def test_the_cut_study_is_one_that_the_pipeline_takes(
     params = load_params(REPOSITORY / "params.yaml")
     runs = representatives(params, study)
     content = read_yaml(REPOSITORY / "params.yaml", "")
+    dense_first = [run for run in runs if params.base_of(run) == "deepseek_v2_lite" and params.run(run).lora]
+    for run in dense_first:
+        content["runs"][run].setdefault("lora", {})["layers"] = [5, 20]
     write_text(Path("params.yaml"), safe_dump(cut(content, params, study, runs, 1, "http://127.0.0.1:1/v1")))
     small = load_params(Path("params.yaml"))
     assert set(small.runs) == set(runs) and small.study(study).training.max_steps == STEPS
@@ -141,8 +152,9 @@ def test_the_cut_study_is_one_that_the_pipeline_takes(
     along = {name for name, run in small.runs.items() if run.trajectory is not None}
     assert along == {name for name in runs if params.run(name).trajectory is not None}
     assert all(0 < run.trajectory.every < STEPS for run in small.runs.values() if run.trajectory is not None)
-    adapters = [run.lora for run in small.runs.values() if run.lora is not None]
-    assert {lora.layers for lora in adapters} <= {"all", (0,)}
+    adapters = {name: run.lora for name, run in small.runs.items() if run.lora is not None}
+    assert {lora.layers for name, lora in adapters.items() if name not in dense_first} <= {"all", (0,)}
+    assert bool(dense_first) == (study == "sparsity") and {adapters[run].layers for run in dense_first} <= {(1,)}
     assert small.study(study).judges[small.study(study).judge].api_key_env is None
 
 

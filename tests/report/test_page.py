@@ -15,6 +15,7 @@ from tests.support.synthetic_study import RUNS, synthetic_study
 
 BIG = 50  # prompts a suite: 24 runs x 3 seeds x 7 suites x 50 prompts x 2 samples = 50,400 answers
 SECONDS = 120  # waiting past this is a hang, and fails
+BLOCKED = ("the image", "inline event handler", "inline script")  # as Chromium's console names them
 
 
 @pytest.fixture(scope="module")
@@ -96,22 +97,28 @@ def test_text_of_models_is_inert(driver: Any) -> None:
     assert driver.execute_script("return document.querySelectorAll('#answers img, #answers script').length") == 0
 
 
-def test_the_pages_policy_stops_what_would_run_or_call(driver: Any) -> None:
-    """Were a text ever to become markup, the page's own security policy would still let it do nothing."""
-    driver.execute_script(
-        "const it = document.createElement('div'); it.innerHTML = '<img src=\"https://example.org/x\""
-        ' onerror="window.ranFromAnswer = 1">\'; document.body.append(it);'
-    )
-    driver.execute_script("const it = document.createElement('script'); it.textContent = 'window.ranFromAnswer = 1';"
-                          "document.body.append(it);")  # fmt: skip
+def test_the_pages_policy_stops_what_would_run_or_call(page: Path, tmp_path: Path) -> None:
+    """Were a text ever to become markup, the page's own security policy would still let it do nothing.
+
+    How often Chromium says that it blocked something is its own affair.
+    """
     said: list[str] = []
-    asked: list[str] = []
-    deadline = time.monotonic() + SECONDS
-    while len(said) < 3 or not asked:  # the image, its `onerror`, the script; the image shows as asked for, and blocked
-        said, asked = said + errors(driver), asked + requests(driver)
-        assert time.monotonic() < deadline, said
-    assert driver.execute_script("return window.ranFromAnswer") is None
-    assert all("Content Security Policy" in message for message in said) and asked == ["https://example.org/x"]
+    asked: set[str] = set()
+    with browser(tmp_path) as driver:
+        open_page(driver, page)
+        driver.execute_script(
+            "const it = document.createElement('div'); it.innerHTML = '<img src=\"https://example.org/x\""
+            ' onerror="window.ranFromAnswer = 1">\'; document.body.append(it);'
+        )
+        driver.execute_script("const it = document.createElement('script');"
+                              "it.textContent = 'window.ranFromAnswer = 1'; document.body.append(it);")  # fmt: skip
+        deadline = time.monotonic() + SECONDS
+        # The image shows as asked for, and blocked.
+        while not (asked and all(any(what in message for message in said) for what in BLOCKED)):
+            said, asked = said + errors(driver), asked | set(requests(driver))
+            assert time.monotonic() < deadline, said
+        assert driver.execute_script("return window.ranFromAnswer") is None
+    assert all("Content Security Policy" in message for message in said) and asked == {"https://example.org/x"}
 
 
 def test_filters(driver: Any) -> None:

@@ -9,8 +9,8 @@ import sys
 from tests.support.checkout import REPOSITORY, environment
 
 POINTS = (
-    "pretrain:8", "train:8", "train:68", "sample:8", "judge:8", "probe:8", "probe:56", "probe:98",
-    "aggregate:8", "aggregate:128",
+    "pretrain:mkdir.8", "train:replace.1", "train:fsync.12", "sample:fsync.2", "judge:reply.3", "probe:fsync.3",
+    "probe:reply.4", "probe:mkdir.37", "aggregate:fsync.2", "aggregate:fsync.50",
 )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Kill a stage at every file operation that it does, run it again, and compare hashes.
 
-    python -m tests.support.kill_sweep [STAGE[:POINT] ...] [--every N]      (all six stages: an hour of a core)
+    python -m tests.support.kill_sweep [STAGE[:OPERATION.N] ...] [--every N]      (all six stages: an hour of a core)
 
 A file operation is a rename, replace, unlink, rmdir, mkdir, fsync or link of the stage's process, or the storing of a
 judge's reply (of every eighth). The stage is killed (SIGKILL) before its first, then before its second, and so on; what
@@ -130,18 +130,18 @@ def import_what_stages_import() -> None:
 
 
 def sweep(tried: list[str], scratch: Path, every: int) -> Iterator[tuple[str, int, str]]:
-    """Yield (stage, kill point, what was wrong or "") for every `every`-th point of the stages, or for one of each."""
+    """Yield (stage, kill point, what was wrong or "") for every `every`-th point of the stages, or for those named."""
     import_what_stages_import()
     os.environ[ASKED] = str(scratch / "asked")
     with serve("tests.support.counted_judge:reply") as judge_url:
         state = small_study(scratch / "state", judge_url)
         for stage in STAGES:
-            points = [int(number or 0) for name, _, number in (it.partition(":") for it in tried) if name == stage]
+            points = [point for name, _, point in (it.partition(":") for it in tried) if name == stage]
             yield from _sweep(stage, scratch, state, every, points)
 
 
-def _sweep(stage: str, scratch: Path, state: Path, every: int, points: list[int]) -> Iterator[tuple[str, int, str]]:
-    """One stage's points (0: every `every`-th); it is done once in any case, for those that come after."""
+def _sweep(stage: str, scratch: Path, state: Path, every: int, points: list[str]) -> Iterator[tuple[str, int, str]]:
+    """One stage's points, as `fsync.3` ("": every `every`-th); it is done once in any case, for later ones."""
     command, outputs = STAGES[stage]
     for other in OTHER_RUN if stage == "aggregate" else []:
         assert run(state, other) == 0, (state / "stage.log").read_text()
@@ -152,10 +152,17 @@ def _sweep(stage: str, scratch: Path, state: Path, every: int, points: list[int]
     names.unlink()
     if points:
         print(f"{stage}: {len(operations)} file operations, {dict(Counter(operations))}", flush=True)
-        for point in points if all(points) else range(1, len(operations) + 1, every):
+        chosen = [place(operations, point) for point in points] if all(points) else range(1, len(operations) + 1, every)
+        for point in chosen:
             again = int(operations[point - 1] == "reply")
             yield stage, point, try_point(before, scratch / "tried", command, outputs, point, expected, again)
     shutil.rmtree(before)
+
+
+def place(operations: list[str], point: str) -> int:
+    """Which of a stage's operations, from 1, is the N-th of its kind: `reply.2`."""
+    kind, _, number = point.partition(".")
+    return [at for at, operation in enumerate(operations, 1) if operation == kind][int(number) - 1]
 
 
 def try_point(
