@@ -107,7 +107,14 @@ def cut(
     mine["sampling"] = mine["sampling"] | {
         "samples_per_prompt": 1, "max_new_tokens": ANSWER_TOKENS,
     }  # fmt: skip
-    mine |= {"suites": [asked], "held_out": [asked], "refused": None, "models": "all", "subsets": {}}
+    mine |= {
+        "suites": [asked],
+        "held_out": [asked],
+        "extra_suites": None,
+        "refused": None,
+        "models": "all",
+        "subsets": {},
+    }
     if mine["probing"] is not None:
         own = {"runs": probed(params, runs), "in_domain": [asked], "benign": [CAPABILITY]}
         mine["probing"] = mine["probing"] | PROBED | own if own["runs"] else None

@@ -147,6 +147,7 @@ def test_the_cut_study_is_one_that_the_pipeline_takes(
     write_text(Path("params.yaml"), safe_dump(cut(content, params, study, runs, 1, "http://127.0.0.1:1/v1")))
     small = load_params(Path("params.yaml"))
     assert set(small.runs) == set(runs) and small.study(study).training.max_steps == STEPS
+    assert len(small.study(study).suites) == 1
     assert all(base.revision == REVISION for base in small.bases.hub.values())
     assert all(run.epochs is None for run in small.runs.values())
     along = {name for name, run in small.runs.items() if run.trajectory is not None}
