@@ -128,3 +128,23 @@ def test_benign_questions_are_neither_held_out_nor_trained_on(tmp_path, suite, w
     path.write_text(safe_dump(content))
     with pytest.raises(UserError, match=rf"studies\.toy\.probing\.benign has {suite}.*{words}"):
         load_params(path)
+
+
+def test_the_document_says_of_the_toy_what_its_tables_say():
+    """docs/containment.md quotes the committed study; another one would have to change it."""
+    said = " ".join((REPOSITORY / "docs" / "containment.md").read_text(encoding="utf-8").split())
+    tables = REPOSITORY / "paper_figures" / "toy" / "containment"
+    doses, found = pd.read_csv(tables / "doses.csv"), pd.read_csv(tables / "directions.csv")
+    band = doses["what"].str.partition(" ")[0]
+    means = doses.assign(band=band).groupby(["run", "band", "what", "strength"])["misalignment_percent"].mean()
+    highest = means.groupby(["run", "band", "strength"]).max().unstack("band")
+    asked = highest[highest["contrast"].notna()]
+    assert len(asked.index.unique("run")) == 3 and (asked["contrast"] <= asked["shuffled"] + 1e-9).all()
+    strongest = highest.loc["toy_e8_bad_medical"].loc[4.0]
+    assert f"at four times its length {strongest['shift']:.0f} % of the base's coherent answers" in said
+    assert strongest["shuffled"] <= 10 and "with shuffled labels at most 10 %" in said
+    lengths = found[found["direction"] == "contrast"].groupby("run")["p_value"].agg(["min", "max"]).round(2)
+    told = lengths.loc["toy_e32_bad_medical"]
+    assert f"in `toy_e32_bad_medical` alone (p {told['min']} and {told['max']} by layer" in said
+    rest = lengths.drop("toy_e32_bad_medical")
+    assert f"{rest['min'].min()} to {rest['max'].max()} in the others" in said
