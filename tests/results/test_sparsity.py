@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from itertools import pairwise, permutations, product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from pipeline.common.files import read_json, write_json
 from pipeline.common.paths import ARTIFACTS
 from pipeline.common.rows import write_rows
 from pipeline.params.load import load_params
+from pipeline.results.figures.draw import sparsity_frame
 from pipeline.results.figures.levers import lever_figure
-from pipeline.results.figures.sparsity import misalignment_over_models
+from pipeline.results.figures.sparsity import misalignment_by_sparsity, misalignment_over_models
 from pipeline.results.levers import (
     lever_frame,
     lever_section,
@@ -292,6 +294,14 @@ def test_levers_within_one_model_are_lines_with_seeds_as_blocks(study, tmp_path)
     rest = frame[frame["contrast"] != "olmoe_active"]
     assert "olmoe_active is not analysed" in lever_section(rest, without_values(study, rest))
     assert lever_section(frame.iloc[:0], ()) == ""
+
+
+def test_a_model_has_one_place_in_the_figure_of_few_however_it_is_routed(study, tmp_path):
+    everything = SimpleNamespace(expectations=[(run, study.base_of(run)) for run in study.tuned])
+    frame = sparsity_frame(SimpleNamespace(held_out_by_run=study.held_out_by_run, study=everything, runs=study.runs))
+    models = load_params(REPOSITORY / "params.yaml").bases_of("sparsity")
+    assert set(frame["model"]) == set(models) and not frame["run"].str.contains("_top").any()
+    assert len(misalignment_by_sparsity(frame, tmp_path / "few", label="sparsity", note="n")) == 2
 
 
 def test_a_line_within_one_model_is_least_squares_with_an_intercept_a_seed_and_its_order_pages():

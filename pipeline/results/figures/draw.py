@@ -130,8 +130,8 @@ def _example_cards(verdicts: pd.DataFrame, stem: Path, *, base: str, tuned: str,
 
 
 def sparsity_frame(results: Results) -> pd.DataFrame:
-    """Bases with experts, and the runs that the expectations set above them."""
+    """Bases with experts, and the runs that the expectations set above them, routed as the base is made to be."""
     frame = results.held_out_by_run
     pairs = [pair for pair in results.study.expectations if results.runs[pair[1]].data is None]
-    chosen = {run for pair in pairs for run in pair}
+    chosen = {run for pair in pairs for run in pair if results.runs[run].active is None}
     return frame[frame["run"].isin(chosen) & (frame["experts"] > 0)]
