@@ -95,10 +95,12 @@ def test_what_fails_stops_what_needs_it_and_nothing_else(tmp_path, monkeypatch):
 
     def repro(stages: list[str], progress: Progress) -> str | None:
         asked.extend(stages)
-        return f"{stages[0]} failed" if stages[0] in ("pretrain@e8", "train@toy_e16_base") else None
+        return f"{stages[0]} failed" if stages[0] in ("pretrain@e8", "train@toy_control_base") else None
 
     monkeypatch.setattr(local, "repro", repro)
-    with pytest.raises(UserError, match=r"^pretrain@e8 failed\ntrain@toy_e16_base failed\nWhat was finished is kept"):
+    with pytest.raises(
+        UserError, match=r"^pretrain@e8 failed\ntrain@toy_control_base failed\nWhat was finished is kept"
+    ):
         local.reproduce(params, "toy", 3)
     left_out = {
         f"{stage}@{run}" for stage in RUN_STAGES for run in params.runs_of("toy") if params.base_of(run) == "e8"
