@@ -128,7 +128,7 @@ def _run(name: str, command: Callable[[argparse.Namespace], int | None], args: a
     """Run a command; a stage starts from an environment of its own, ends with its parent and is recorded."""
     if name not in STAGES or getattr(args, STAGES[name]) is None:
         return command(args)
-    from pipeline.common.environment import DVC_PROCESS, prepare_stage, started_by
+    from pipeline.common.environment import DVC_PROCESS, STAGE, prepare_stage, started_by
     from pipeline.common.ledger import record
     from pipeline.common.processes import end_with_parent
 
@@ -146,7 +146,11 @@ def _run(name: str, command: Callable[[argparse.Namespace], int | None], args: a
     if "DVC_STAGE" in os.environ:
         refuse_a_linked_folder()
     removed = prepare_stage(stage)
-    return record(stage, lambda: command(args), removed)
+    try:
+        return record(stage, lambda: command(args), removed)
+    finally:
+        # What is started from here on is no part of the stage.
+        os.environ.pop(STAGE, None)
 
 
 if __name__ == "__main__":

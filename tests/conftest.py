@@ -1,6 +1,5 @@
 """What several test files compare with."""
 
-import os
 import shutil
 import sys
 
@@ -8,7 +7,6 @@ import pytest
 from filelock import FileLock
 from hypothesis import settings
 
-from pipeline.common.environment import STAGE
 from pipeline.common.machine import side_by_side
 from pipeline.common.numerics import pin_kernels
 from tests.support import data_files
@@ -22,12 +20,6 @@ GB_A_WORKER = 2.5
 def pytest_xdist_auto_num_workers() -> int:
     """Workers of `make test`: as cores and memory allow."""
     return side_by_side(GB_A_WORKER, 8)
-
-
-@pytest.fixture(autouse=True)
-def stages_of_this_process_are_over() -> None:
-    """One that a test did here left its mark: the same stage, started by a later test, took itself for a part of it."""
-    os.environ.pop(STAGE, None)
 
 
 @pytest.fixture(autouse=True)

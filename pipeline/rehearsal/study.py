@@ -76,15 +76,9 @@ def representatives(
     if not found:
         known = sorted({family for family, _ in sizes.values()})
         raise UserError(f"study {study} has no runs to rehearse; its families are {', '.join(known) or 'none'}.")
-    bases = {_start(params, run) for run in found}
-    alone = {_start(params, run): run for run, entry in params.runs_of(study).items() if entry.data is None}
-    runs = {alone[base]: "base" for base in sorted(bases) if base in alone} | found
+    alone = {base: params.base_of(base) for run in found if (base := params.untrained(run)) is not None}
+    runs = dict.fromkeys(sorted(alone, key=lambda run: (alone[run], params.active_of(run))), "base") | found
     return {run: runs[run] for run in sorted(runs, key=lambda run: len(params.chain(run)))}
-
-
-def _start(params: Params, run: str) -> tuple[str, int]:
-    """The base that a run starts from, and the experts that it routes a token to."""
-    return params.base_of(run), params.active_of(run)
 
 
 def cut(
@@ -120,9 +114,8 @@ def cut(
         mine["probing"] = mine["probing"] | PROBED | own if own["runs"] else None
     if "defaults" in mine:
         mine["defaults"] = {name: value for name, value in mine["defaults"].items() if name not in LEFT_OUT}
-    alone = {_start(params, run): run for run, what in runs.items() if what == "base"}
     trained = [run for run, what in runs.items() if what != "base"]
-    pairs = {run: [run, alone[_start(params, run)]] for run in trained if _start(params, run) in alone}
+    pairs = {run: [run, base] for run in trained if (base := params.untrained(run)) in runs}
     mine["expectations"] = list(pairs.values())
     mine["contrasts"] = {run: {"pairs": [pair]} for run, pair in pairs.items()}
     bases = {params.base_of(run) for run in runs}

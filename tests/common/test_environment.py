@@ -131,6 +131,19 @@ def test_a_stage_can_ask_nothing(tmp_path):
     assert done.stdout == "''\n", done.stderr
 
 
+def test_what_is_started_after_a_stage_is_no_part_of_it(tmp_path):
+    """A process may do a stage and go on: the same stage, started by it later, is one of its own and is recorded."""
+    (tmp_path / "params.yaml").write_text((REPOSITORY / "params.yaml").read_text())
+    script = (
+        "import subprocess, sys; from pipeline.__main__ import main; stage = ['judge', '--run', 'toy_e8_base']; "
+        "main(stage); subprocess.run([sys.executable, '-m', 'pipeline', *stage])"
+    )
+    there = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=there, capture_output=True)
+    lines = (tmp_path / ".cache" / "ledger" / "judge@toy_e8_base.jsonl").read_text().splitlines()
+    assert len(lines) == 4, "two attempts, each with a beginning and an end"
+
+
 def test_a_user_whom_the_system_does_not_know_has_a_name_and_a_home(monkeypatch, tmp_path):
     import getpass
 
