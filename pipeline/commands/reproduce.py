@@ -69,7 +69,7 @@ def main(args: argparse.Namespace) -> None:
     started = time.monotonic()
     with _one_at_a_time():
         wait_for_left_over()
-        to_do = bool(args.level) or is_changed(f"aggregate@{name}")
+        to_do = bool(args.level) or is_changed(params.stages_of(name))
         if args.level:
             fetch_level(params, name, args.level)
             reproduce(params, name, args.jobs or default_jobs(params, name), args.level)

@@ -57,9 +57,14 @@ def has_avx2() -> bool:
 def pin_kernels() -> None:
     """Choose kernels for this process and its children. Raises RuntimeError where torch has already chosen others."""
     chosen = kernels()
-    if "torch" in sys.modules and any(os.environ.get(name) != value for name, value in chosen.items()):
+    pinned = _PINNED or os.environ
+    if "torch" in sys.modules and any(pinned.get(name) != value for name, value in chosen.items()):
         raise RuntimeError("torch was imported before its kernels were pinned (pipeline/common/numerics.py).")
     os.environ.update(chosen)
+    _PINNED.update(chosen)
+
+
+_PINNED: dict[str, str] = {}  # what torch has found, or will find: a forked stage's environment is given to it later
 
 
 @functools.cache

@@ -6,6 +6,7 @@ import re
 import resource
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -35,9 +36,9 @@ class Measured:
 
     cpu_seconds: of its processes, DVC's included, without those of one that was killed. own: as `host`, without what is
     read from files that are mapped into memory. predicted: by the plan that the stage printed, on the GPU;
-    predicted_slack: what of it is for CUDA's own use; None where it printed none. step_seconds: between the last two
-    optimizer steps of a training, a checkpoint included; None for other stages. resumed: whether it was killed after
-    its first checkpoint, and run again.
+    predicted_slack: what of it is for CUDA's own use; None where it printed none. step_seconds: between two
+    optimizer steps of a training, a checkpoint included; None where no two were seen. resumed: whether it was killed
+    after its first checkpoint, and run again.
     """
 
     stage: str
@@ -90,11 +91,10 @@ class Scratch:
         if kill:
             killed, *peak = self._run(name, until=1)
             peaks.append(peak)
-        steps: dict[int, float] = {}
+        steps: dict[tuple[str, int], float] = {}
         with _gpu_peak() as gpu:
             _, *peak = self._run(name, steps=steps)
         peaks.append(peak)
-        ordered = [steps[step] for step in sorted(steps)]
         plans = PLANNED.findall(self.log.read_bytes()[said:].decode(errors="replace"))
         predicted, slack = [float(size) * GIB for size in plans[-1]] if plans else (None, None)
         return Measured(
@@ -106,12 +106,12 @@ class Scratch:
             gpu=gpu[0] if gpu else None,
             predicted=predicted,
             predicted_slack=slack,
-            step_seconds=round(ordered[-1] - ordered[-2], 2) if len(ordered) > 1 else None,
+            step_seconds=between_steps(steps),
             resumed=killed,
         )
 
     def _run(
-        self, name: str, *, until: int | None = None, steps: dict[int, float] | None = None
+        self, name: str, *, until: int | None = None, steps: dict[tuple[str, int], float] | None = None
     ) -> tuple[bool, int, int]:
         """Whether it was killed, and the largest memory that one process of it had, with mapped files and without."""
         command = [sys.executable, "-m", "dvc", "repro", "--single-item", name]
@@ -129,7 +129,7 @@ class Scratch:
                 step = int(mark.name.rpartition("-")[2]) if mark.name.rpartition("-")[2].isdigit() else 0
                 written = _written(mark / "trainer_state.json")
                 if steps is not None and written is not None and written > began:
-                    steps[step] = written
+                    steps[str(mark.parent), step] = written
                 if until is not None and step >= until and written is not None:
                     time.sleep(2 * POLL_S)
                     os.killpg(process.pid, signal.SIGKILL)
@@ -163,6 +163,17 @@ class Scratch:
         if done.returncode not in VERDICTS or "Traceback" in done.stderr:
             raise UserError(f"the rehearsal stopped at {' '.join(arguments)}: {done.stderr.strip()[-2000:]}")
         return done.stdout
+
+
+def between_steps(written: dict[tuple[str, int], float]) -> float | None:
+    """Seconds from a step's checkpoint to the next one's, the median of those seen; None where no two were.
+
+    written: (the folder of a seed's checkpoints, step) -> when.
+    """
+    gaps = [
+        when - written[folder, step - 1] for (folder, step), when in written.items() if (folder, step - 1) in written
+    ]
+    return round(statistics.median(gaps), 2) if gaps else None
 
 
 def _cpu_seconds() -> float:

@@ -2,18 +2,22 @@
 
 import sys
 from collections import Counter
-from collections.abc import Collection
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from graphlib import TopologicalSorter
 
 from pipeline.common.errors import UserError
 from pipeline.common.machine import side_by_side
 from pipeline.common.paths import CACHE
 from pipeline.common.processes import end_descendants
 from pipeline.params.schema import RUN_STAGES, Params
-from pipeline.running.dvc import LOG, repro, sort_lock
+from pipeline.running.dvc import LOG, repro
 from pipeline.running.levels import stages_after
+from pipeline.running.lock import sort_lock
 from pipeline.running.prepare import fetch_what_is_missing
 from pipeline.running.progress import Progress
+
+Part = tuple[str, ...]  # stages that one `dvc repro` does, one after another
 
 MEMORY_A_JOB_GB = 1.2
 GRACE_S = 120.0  # a judge's replies in flight take a minute at most, by its usual timeout_s
@@ -32,32 +36,26 @@ def reproduce(params: Params, name: str, jobs: int, level: str | None = None, le
     level: the level (pipeline/running/levels.py) that is there already; only the stages after it are done.
 
     Without some of its runs a study has no tables: all else is done, and then said.
-    A failure stops the part it is in, and a base's all of its runs; everything else is done.
+    A failure stops what needs what failed; everything else is done.
     Raises UserError with the failed stages' last words; what was finished stays.
     """
     if params.study(name).world == "hub":
         fetch_what_is_missing(params, name)
-    shares = share_out(params, name, jobs, left_out)
     left = set(params.stages_of(name)) if level is None else {*stages_after(params, name, level)}
     progress = Progress([stage for stage in params.stages_of(name) if stage in left])
     CACHE.mkdir(exist_ok=True)
     LOG.write_text("", encoding="utf-8")
+    # A toy run's stages take seconds, of which most are imports; on a GPU no process may have forked.
+    share_imports = params.study(name).world == "toy"
 
-    def do(stages: list[str]) -> str | None:
-        """Their failure; of those that are left."""
-        stages = [stage for stage in stages if stage in left]
-        return repro(stages, progress) if stages else None
-
-    def runs(base: Future[str | None], stages: list[str]) -> str | None:
-        """Their failure, if their base is made: what became of it is said once."""
-        return None if base.result() else do(stages)
+    def do(part: Part) -> str | None:
+        """Its failure; of the stages that are left."""
+        stages = [stage for stage in part if stage in left]
+        return repro(stages, progress, share_imports=share_imports) if stages else None
 
     with progress, ThreadPoolExecutor(jobs) as pool:
         try:
-            # A base takes as long as several runs, so all come before any run: what is at work at the end is short.
-            made = {base: pool.submit(do, [params.stage_of_base(base)]) for base in shares}
-            done = [pool.submit(runs, made[base], stages) for base, parts in shares.items() for stages in parts]
-            failures = [failure for task in [*made.values(), *done] if (failure := task.result())]
+            failures = work_off(parts_of(params, name, jobs, left_out), do, pool, jobs)
         except BaseException:
             # Ctrl-C or SIGTERM has reached the stages too: a judge keeps the replies that are paid for, then all end.
             pool.shutdown(wait=False, cancel_futures=True)
@@ -66,12 +64,59 @@ def reproduce(params: Params, name: str, jobs: int, level: str | None = None, le
             raise
     if left_out:
         failures.append(f"{len(left_out)} runs were left out, so there are no tables yet: {', '.join(left_out)}.")
-    last = [stage for stage in (f"probe@{name}", f"aggregate@{name}") if stage in left]
-    if not failures and (failure := repro(last, progress)):
-        failures = [failure]
     sort_lock()
     if failures:
         raise UserError("\n".join(failures) + f"\nWhat was finished is kept; the whole output is in {LOG}.")
+
+
+def work_off(
+    parts: dict[Part, set[Part]], do: Callable[[Part], str | None], pool: ThreadPoolExecutor, jobs: int
+) -> list[str]:
+    """Do every part once those that it needs are done, the first ones first, `jobs` at a time; return the failures."""
+    order, failures, stopped = list(parts), dict[Part, str](), set[Part]()
+    ready: list[Part] = []
+    running: dict[Future[str | None], Part] = {}
+    sorter = TopologicalSorter(parts)
+    sorter.prepare()
+    while sorter.is_active():
+        ready = sorted([*ready, *sorter.get_ready()], key=order.index)
+        while ready and len(running) < jobs:
+            part = ready.pop(0)
+            if parts[part] & stopped:
+                stopped.add(part)
+                sorter.done(part)
+            else:
+                running[pool.submit(do, part)] = part
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            part = running.pop(future)
+            if failure := future.result():
+                failures[part] = failure
+                stopped.add(part)
+            sorter.done(part)
+    return [failures[part] for part in order if part in failures]
+
+
+def parts_of(params: Params, name: str, jobs: int, left_out: Collection[str] = ()) -> dict[Part, set[Part]]:
+    """A study's parts, each with those that it needs, in the order in which they are best done.
+
+    A base takes as long as several runs, so all come before any run: what is at work at the end is short. The probe
+    reads every adapter: the last base's are trained before its other stages, beside which the probe is then at work.
+    """
+    shares = share_out(params, name, jobs, left_out)
+    bases: dict[str, Part] = {base: (params.stage_of_base(base),) for base in shares}
+    parts: dict[Part, set[Part]] = {part: set() for part in bases.values()}
+    *_, last = shares
+    for base, stages in ((base, stages) for base, shared in shares.items() if base != last for stages in shared):
+        parts[tuple(stages)] = {bases[base]}
+    trained = {tuple(it for it in stages if it.startswith("train@")): tuple(stages) for stages in shares[last]}
+    parts |= {training: {bases[last]} for training in trained}
+    probe, aggregate = (f"probe@{name}",), (f"aggregate@{name}",)
+    if not left_out:
+        parts[probe] = set(parts)
+    parts |= {tuple(it for it in stages if it not in training): {training} for training, stages in trained.items()}
+    if not left_out:
+        parts[aggregate] = set(parts)
+    return parts
 
 
 def share_out(params: Params, name: str, jobs: int, left_out: Collection[str] = ()) -> dict[str, list[list[str]]]:

@@ -1,15 +1,15 @@
 """What DVC finds to do, and its own files that a kill cut short."""
 
 import contextlib
-import functools
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from pipeline.common.errors import UserError, with_causes
 from pipeline.common.paths import CACHE
-from pipeline.running.dvc import LOCK, repository
+from pipeline.running.dvc import repository
+from pipeline.running.lock import LOCK
+from pipeline.running.shown import shown_only
 
 READERS = Path(".dvc/tmp/rwlock")
 
@@ -40,8 +40,8 @@ def set_aside_unreadable_files() -> bool:
     return found
 
 
-def is_changed(stage: str) -> bool:
-    """Whether DVC finds anything to do for a stage and all that it depends on.
+def is_changed(stages: list[str]) -> bool:
+    """Whether DVC finds anything to do for the last of these stages, which needs no others.
 
     Its files that a kill cut short are set aside: then there is.
     Raises UserError where DVC cannot tell, as other files of its own are broken.
@@ -51,7 +51,7 @@ def is_changed(stage: str) -> bool:
 
     try:
         with repository() as repo:
-            return bool(out_of_date(repo, stage))
+            return bool(out_of_date(repo, stages))
     except LockError:
         return True  # another DVC is at work, or was killed: `dvc repro` waits for it
     except DvcException as error:
@@ -60,29 +60,8 @@ def is_changed(stage: str) -> bool:
         raise UserError(f"DVC cannot go on: {with_causes(error)}") from error
 
 
-def out_of_date(repo: Any, stage: str) -> dict[str, Any]:
-    """DVC's status of a stage and all that it depends on in `repo` (a dvc.repo.Repo): name -> what changed.
-
-    DVC parses params.yaml again for every stage that reads it, and looks through all of it for every key that a stage
-    names, which takes longer than everything else here. Nothing changes the file meanwhile: it is parsed once, and a
-    key leads to its value.
-    """
-    import dvc.dependency.param as params
-    from dvc.utils.serialize import LOADERS, load_yaml
-
-    def value_at(content: Any, key: str, separator: str) -> Any:
-        """As dpath.get, for a key without wildcards. Raises KeyError."""
-        for part in key.split(separator):
-            if not isinstance(content, dict):
-                raise KeyError(key)
-            content = content[part]
-        return content
-
-    LOADERS[".yaml"], looked_up = functools.cache(load_yaml), params.dpath
-    params.dpath = SimpleNamespace(get=value_at)
-    try:
-        found: dict[str, Any] = repo.status(targets=[stage], with_deps=True)
+def out_of_date(repo: Any, stages: list[str]) -> dict[str, Any]:
+    """DVC's status in `repo` (a dvc.repo.Repo) of the last of these stages, which needs no others: name -> changes."""
+    with shown_only(stages):
+        found: dict[str, Any] = repo.status(targets=stages[-1:], with_deps=True)
         return found
-    finally:
-        del LOADERS[".yaml"]
-        params.dpath = looked_up

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -19,7 +20,7 @@ from pipeline.params.load import load_params
 from pipeline.params.schema import RUN_STAGES
 from pipeline.running import local
 from pipeline.running.dvc import repository, repro, wait_for_left_over
-from pipeline.running.local import share_out
+from pipeline.running.local import parts_of, share_out
 from pipeline.running.progress import Progress
 from pipeline.running.status import is_changed
 from tests.support.checkout import BASE, REPOSITORY, TUNED, checkout, environment, hashes, reproduce, run
@@ -93,7 +94,7 @@ def test_what_fails_stops_what_needs_it_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     params, asked = load_params(REPOSITORY / "params.yaml"), []
 
-    def repro(stages: list[str], progress: Progress) -> str | None:
+    def repro(stages: list[str], progress: Progress, *, share_imports: bool) -> str | None:
         asked.extend(stages)
         return f"{stages[0]} failed" if stages[0] in ("pretrain@e8", "train@toy_control_base") else None
 
@@ -105,7 +106,42 @@ def test_what_fails_stops_what_needs_it_and_nothing_else(tmp_path, monkeypatch):
     left_out = {
         f"{stage}@{run}" for stage in RUN_STAGES for run in params.runs_of("toy") if params.base_of(run) == "e8"
     }
+    left_out |= {"sample@toy_control_base", "judge@toy_control_base"}
     assert sorted(asked) == sorted(set(params.stages_of("toy")) - left_out - {"probe@toy", "aggregate@toy"})
+
+
+def test_the_probe_is_at_work_beside_the_last_answers():
+    params = load_params(REPOSITORY / "params.yaml")
+    for name in params.studies:
+        parts = parts_of(params, name, 2)
+        assert sorted(itertools.chain(*parts)) == sorted(params.stages_of(name))
+        probe, aggregate = (f"probe@{name}",), (f"aggregate@{name}",)
+        assert {stage for stage in itertools.chain(*parts[probe]) if stage.startswith("train@")} == {
+            f"train@{run}" for run in params.runs_of(name)
+        }
+        assert parts[aggregate] == set(parts) - {aggregate}
+        # What is to be done beside it comes after it, and does not wait for it.
+        beside = list(parts)[list(parts).index(probe) + 1 : -1]
+        assert beside and all(probe not in parts[part] and parts[part] for part in beside)
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 3])
+def test_parts_are_worked_off_in_order_and_none_before_what_it_needs(jobs):
+    one, two, three, four = parts = [(name,) for name in ("one", "two", "three", "four")]
+    needs = {one: set(), two: set(), three: {one}, four: {one, two, three}}
+    began, ended = [], set()
+
+    def do(part):
+        assert needs[part] <= ended
+        began.append(part)
+        ended.add(part)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        assert local.work_off(needs, do, pool, jobs) == []
+        assert sorted(began, key=parts.index) == parts and (jobs > 1 or began == parts)
+        ended.clear()
+        fails = {one: "one failed", two: "two failed"}
+        assert local.work_off(needs, fails.get, pool, jobs) == ["one failed", "two failed"]
 
 
 @pytest.fixture
@@ -174,7 +210,7 @@ def test_what_dvc_knows_of_files_is_in_the_checkout(two_stages, monkeypatch):
 
 
 def test_what_a_killed_reproduce_left_is_waited_for_and_said(two_stages, monkeypatch, capsys):
-    command = [sys.executable, "-c", "import sys; sys.stdin.read()", "pipeline.running.dvc"]
+    command = [sys.executable, "-c", "import sys; sys.stdin.read()", "pipeline.running.worker"]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
         assert process.stdin is not None
         end, wait = process.stdin.close, psutil.wait_procs  # it ends once it is waited for
@@ -186,12 +222,12 @@ def test_what_a_killed_reproduce_left_is_waited_for_and_said(two_stages, monkeyp
 
 
 def test_broken_files_of_dvc_are_an_error_and_what_changed_is_seen(two_stages):
-    assert is_changed("second")
+    assert is_changed(["first", "second"])
     assert repro(["first", "second"], Progress(["first", "second"])) is None
-    assert not is_changed("second")
+    assert not is_changed(["first", "second"])
     (two_stages / "data.dvc").write_text("<<<<<<< HEAD\nouts: []\n=======\n")
     with pytest.raises(UserError, match=r"DVC cannot go on: .*data\.dvc"):
-        is_changed("second")
+        is_changed(["first", "second"])
 
 
 # What shows that a stage is in the middle of its work: half of its seeds, a checkpoint, some answers, some replies.
@@ -264,6 +300,18 @@ def test_a_failed_stage_says_why_and_the_next_try_finishes(finished, tmp_path):
     prompts.write_text(good)
     assert reproduce(folder).returncode == 0
     assert hashes(folder) == expected
+
+
+def test_plain_dvc_writes_the_same_bytes(finished, tmp_path):
+    """`make reproduce` forks its stages and writes their own lines of dvc.lock; DVC starts each, and writes all."""
+    folder = shutil.copytree(finished[0], tmp_path / "copy")
+    before = hashes(folder)
+    result = run(
+        folder, "dvc", "repro", "--single-item", "--force", f"train@{TUNED}", f"sample@{BASE}", f"judge@{BASE}"
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("Running stage") == 3
+    assert hashes(folder) == before
 
 
 def test_an_experiment_reruns_one_run_and_the_aggregate(finished, tmp_path):

@@ -24,7 +24,7 @@ from pipeline.models.shards import read_headers
 from pipeline.params.load import load_params
 from pipeline.rehearsal import stage, tokenizers
 from pipeline.rehearsal.checkpoints import REVISION, narrow, write_repository
-from pipeline.rehearsal.scratch import CACHE, Scratch, commit, memory_of
+from pipeline.rehearsal.scratch import CACHE, Scratch, between_steps, commit, memory_of
 from pipeline.rehearsal.stage import grouped_in_32_bits, in_32_bits, linear_in_32_bits
 from pipeline.rehearsal.study import STEPS, cut, representatives
 from pipeline.rehearsal.tokenizers import write_tokenizer
@@ -250,3 +250,10 @@ def test_a_command_that_fails_stops_the_rehearsal_and_a_verdict_does_not(tmp_pat
     assert [scratch.command(status) for status in ("0", "1", "3")] == ["said\n"] * 3
     with pytest.raises(UserError, match="the rehearsal stopped at 2"):
         scratch.command("2")
+
+
+def test_a_steps_seconds_are_of_one_seeds_checkpoints() -> None:
+    """A seed's third step comes before the next seed's second."""
+    written = {("seed-1", 2): 100.0, ("seed-1", 3): 104.0, ("seed-2", 1): 150.0, ("seed-2", 2): 156.0}
+    assert between_steps(written) == 5.0
+    assert between_steps({("seed-1", 3): 104.0, ("seed-2", 2): 156.0}) is None

@@ -11,10 +11,11 @@ from tests.support.checkout import REPOSITORY, checkout, environment
 from tests.support.processes import LIMIT_S, commands_below, ended, until
 from tests.support.quick_yaml import safe_dump
 
-KILL_DVC = """
+WORKER = "pipeline.running.worker"
+KILL_DVC = f"""
 import os, psutil
 for parent in psutil.Process().parents():
-    if "pipeline.running.dvc" in parent.cmdline():
+    if "{WORKER}" in parent.cmdline():
         os.kill(parent.pid, 9)
         break
 """
@@ -35,7 +36,8 @@ def test_a_killed_reproduce_takes_every_stage_with_it(tmp_path):
     command = [sys.executable, "-m", "pipeline", "reproduce", "--study", "toy"]
     with subprocess.Popen(command, cwd=folder, env=environment(), stdout=subprocess.DEVNULL) as process:
         top = psutil.Process(process.pid)
-        until(lambda: any("pretrain" in words for words in commands_below(top)), "pretraining", process)
+        # DVC's worker, and the stage that it has forked.
+        until(lambda: sum(WORKER in words for words in commands_below(top)) == 2, "pretraining", process)
         children = top.children(recursive=True)
         process.kill()
     assert ended(children)

@@ -25,8 +25,9 @@ from pipeline.params.schema import Params
 from pipeline.running.cluster import task
 from pipeline.running.cluster.board import Board
 from pipeline.running.cluster.plan import Plan, Task, make_plan, remote_of
-from pipeline.running.dvc import LOG, keep_in_lock, records, repository, repro, sort_lock, told
+from pipeline.running.dvc import LOG, repository, repro, told
 from pipeline.running.local import MEMORY_A_JOB_GB
+from pipeline.running.lock import keep_in_lock, records, sort_lock
 from pipeline.running.progress import Progress
 
 GRID = CACHE / "reproduce.grid"

@@ -41,7 +41,7 @@ def make_plan(repo: Any, params: Params, study: str) -> Plan:
     graph = repo.index.graph
     aggregate = next(stage for stage in graph if stage.addressing == target)
     here = {target, f"probe@{study}"}
-    changed = out_of_date(repo, target)
+    changed = out_of_date(repo, params.stages_of(study))
     tasks: dict[str, Task] = {}
     ready: dict[str, None] = {}
     # DVC's edges go from a stage to those that it depends on.

@@ -20,7 +20,8 @@ from pipeline.common.processes import end_with_parent, path_of_this_python
 from pipeline.params.folders import have
 from pipeline.params.load import load_params
 from pipeline.params.schema import Params
-from pipeline.running.dvc import records, repository, told, use_remote, write_lock
+from pipeline.running.dvc import repository, told, use_remote
+from pipeline.running.lock import records, write_lock
 
 
 def main() -> int:

@@ -1,0 +1,182 @@
+"""`dvc repro` of some stages, as `make reproduce` starts it: python -m pipeline.running.worker STAGE...
+
+DVC decides what is to be done, and does it, as from its own command line, but for this: the process ends with the one
+that started it; it takes nobody for a reader or writer of a file who is not; it reads params.yaml and writes dvc.lock
+in a tenth of DVC's time; and stages of seconds may be children that find imported what they all import (torch,
+transformers, peft, trl: 5 s of a core). What comes out is the same, to the byte.
+"""
+
+import argparse
+import functools
+import gc
+import importlib
+import logging
+import multiprocessing
+import os
+import re
+import runpy
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pipeline.common.environment import DVC_PROCESS, scrub
+from pipeline.common.numerics import pin_kernels
+from pipeline.common.processes import end_with_parent, lives, started
+from pipeline.common.signals import end_gently
+from pipeline.models.determinism import without_compiler
+from pipeline.running import lock
+from pipeline.running.shown import shown_only
+
+_HERE = "emoe-dvc"
+_COMMAND = re.compile(r'exec python -m pipeline (\w+) (--\w+) "\$DVC_STAGE"')
+_IMPORTED = ("torch", "transformers", "peft", "openai", "pipeline.training.sft")
+
+
+def main(arguments: list[str]) -> int:
+    """Do stages, one after another, without a look at what they depend on; return DVC's exit status."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.running.worker")
+    parser.add_argument("stages", nargs="+")
+    parser.add_argument("--share-imports", action="store_true")
+    args = parser.parse_args(arguments)
+    from dvc.cli import main as run_dvc
+
+    end_with_parent()
+    end_gently(pass_on=True)  # DVC ignores Ctrl-C while a stage runs, and stops after it
+    os.environ[DVC_PROCESS] = str(os.getpid())  # a shell may stand between this process and a stage's
+    know_the_dead()
+    write_blocks()
+    if args.share_imports:
+        fork_stages()
+    command = ["--wait-for-lock", "repro", "--single-item", *args.stages]
+    # DVC writes this line beside the number of this process: a number alone soon names another one.
+    sys.argv = [f"{_HERE}:{_boot()}:{started(psutil.Process())}", *command]
+    with shown_only(args.stages):
+        return int(run_dvc(command))
+
+
+def know_the_dead() -> None:
+    """Have DVC forget readers and writers that have ended."""
+    import dvc.rwlock
+
+    check = dvc.rwlock._check_blockers
+
+    def check_blockers(tmp_dir: str, lock: dict[str, Any], info: dict[str, Any], **options: Any) -> None:
+        forget_dead(lock)
+        check(tmp_dir, lock, info, **options)
+
+    dvc.rwlock._check_blockers = check_blockers
+
+
+def forget_dead(lock: dict[str, Any]) -> None:
+    """Remove from DVC's list of readers and writers, in place, those that have ended: others may have their numbers."""
+    for path, entry in list(lock["write"].items()):
+        if entry and not _is_at_work(entry):
+            del lock["write"][path]
+    for path, entries in list(lock["read"].items()):
+        lock["read"][path] = [entry for entry in entries if _is_at_work(entry)]
+        if not lock["read"][path]:
+            del lock["read"][path]
+
+
+def _is_at_work(entry: dict[str, Any]) -> bool:
+    """Whether the process of an entry (its number, and the words that it was started with) lives."""
+    program, *words = str(entry["cmd"]).split(" ")
+    try:
+        process = psutil.Process(int(entry["pid"]))
+        if not lives(process):
+            return False
+        if program.startswith(f"{_HERE}:"):
+            _, boot, when = program.split(":")
+            return boot == _boot() and when == started(process)
+        return " ".join(process.cmdline()).endswith(" ".join(words or ["dvc"]))
+    except (psutil.NoSuchProcess, ValueError):
+        return False
+    except psutil.AccessDenied:
+        return True  # another user's: it lives
+
+
+def _boot() -> str:
+    """What names this start of the machine; "" where nothing does."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def write_blocks() -> None:
+    """Have DVC write a stage's own block of dvc.lock; a file that is not as DVC writes it, in DVC's way."""
+    from dvc.dvcfile import Lockfile
+    from dvc.stage.serialize import to_lockfile
+
+    dump = Lockfile.dump_stages
+
+    def dump_stages(self: Any, stages: list[Any], **options: Any) -> None:
+        entries = {name: entry for stage in stages for name, entry in to_lockfile(stage, **options).items()}
+        try:
+            changed = lock.put(Path(self.path), entries)
+        except ValueError:
+            dump(self, stages, **options)
+        else:
+            if changed:
+                self.repo.scm_context.track_file(self.relpath)
+
+    Lockfile.dump_stages = dump_stages
+
+
+def fork_stages() -> None:
+    """Have DVC start stages as children of this process, which imports once what they all do."""
+    from dvc.stage import run
+    from dvc.stage.exceptions import StageCmdFailedError
+
+    in_a_shell = run._run
+
+    def as_a_child(executable: str, command: str, **options: Any) -> None:
+        if not (words := _COMMAND.fullmatch(command)):
+            in_a_shell(executable, command, **options)
+            return
+        _import_once()
+        environment = options["env"]
+        stage = [words[1], words[2], environment["DVC_STAGE"]]
+        child = multiprocessing.get_context("fork").Process(target=_do, args=(stage, environment))
+        child.start()
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as DVC does: a terminal's Ctrl-C is for the stage
+        try:
+            child.join()
+        finally:
+            signal.signal(signal.SIGINT, before)
+        if child.exitcode:
+            raise StageCmdFailedError(command, child.exitcode)
+
+    run._run = as_a_child
+
+
+@functools.cache
+def _import_once() -> None:
+    """Import what stages import, in the environment that a stage gives itself."""
+    environment = dict(os.environ)
+    scrub()
+    pin_kernels()
+    without_compiler()
+    gc.disable()
+    for name in _IMPORTED:
+        importlib.import_module(name)
+    gc.enable()
+    gc.freeze()  # or every child's first collection copies all that it shares with this process
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def _do(stage: list[str], environment: dict[str, str]) -> None:
+    """A stage, in this process: `python -m pipeline STAGE`, with the environment that DVC gives it."""
+    os.environ.clear()
+    os.environ.update(environment)
+    logging.captureWarnings(False)  # DVC has them logged
+    sys.argv[1:] = stage
+    runpy.run_module("pipeline", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
