@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from pipeline.common import numerics
+from pipeline.common import numerics
 from pipeline.common.numerics import kernels, pin_kernels, use_common_kernels
 
 
@@ -32,6 +33,8 @@ def test_libraries_take_what_is_chosen():
 def test_kernels_cannot_be_chosen_after_torch_has_chosen(monkeypatch):
     import torch  # noqa: F401
 
+    pin_kernels()  # as it is pinned already
+    monkeypatch.setattr(numerics, "_PINNED", {})
     monkeypatch.setenv("MKL_CBWR", "AUTO")
     with pytest.raises(RuntimeError, match="torch was imported before"):
         pin_kernels()
