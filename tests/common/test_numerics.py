@@ -7,7 +7,6 @@ import sys
 import pytest
 
 from pipeline.common import numerics
-from pipeline.common import numerics
 from pipeline.common.numerics import kernels, pin_kernels, use_common_kernels
 
 
