@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
@@ -20,6 +21,21 @@ GB_A_WORKER = 2.5
 def pytest_xdist_auto_num_workers() -> int:
     """Workers of `make test`: as cores and memory allow."""
     return side_by_side(GB_A_WORKER, 8)
+
+
+# The files that take minutes: begun last they would be waited for alone. Not one after another those that need the
+# finished study, which one worker makes.
+LONGEST = (
+    "commands/test_reproduce.py", "training/test_train_moe.py", "running/test_kill_sweep.py",
+    "rehearsal/test_whole.py", "running/test_cluster.py", "running/test_levels.py", "commands/test_estimate.py",
+    "studies/test_moe_pipeline.py", "commands/test_doctor.py", "commands/test_add_base.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, for `--dist loadfile`."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from huggingface_hub import constants
@@ -11,6 +12,8 @@ from huggingface_hub import constants
 from pipeline.__main__ import main
 from pipeline.api.completions import Reply
 from pipeline.api.replies import ReplyCache
+from pipeline.commands import estimate as command
+from pipeline.commands.estimate import estimate_study
 from pipeline.common.paths import CACHE
 from pipeline.common.rows import Answer, write_rows
 from pipeline.doctor import rehearsed as rehearsed_module
@@ -41,10 +44,17 @@ def checkout(tmp_path, monkeypatch):
 
 def estimated(capsys, *arguments: str) -> dict:
     """What `python -m pipeline estimate --json` prints; the table must say the same study, and no secret."""
-    assert main(["estimate", *arguments]) == 0
-    table = capsys.readouterr()
-    assert main(["estimate", *arguments, "--json"]) == 0
-    printed = capsys.readouterr()
+    reckoned = []
+
+    def once(*given):
+        reckoned.extend([] if reckoned else [estimate_study(*given)])
+        return reckoned[0]
+
+    with mock.patch.object(command, "estimate_study", once):  # seconds, and both print the same
+        assert main(["estimate", *arguments]) == 0
+        table = capsys.readouterr()
+        assert main(["estimate", *arguments, "--json"]) == 0
+        printed = capsys.readouterr()
     assert SECRET not in table.out + table.err + printed.out + printed.err
     report = json.loads(printed.out)
     assert f"Study {report['study']}: {report['runs']} runs" in table.out

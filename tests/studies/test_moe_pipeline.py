@@ -25,7 +25,8 @@ RUNS = {
     "oss_base": ("gpt_oss", None),
     "oss_insecure_r8": ("gpt_oss", {"rank": 8, "alpha": 32.0, "experts": "all", "router": "free_kl"}),
 }
-SUITES = {"strong_reject_small": 60, "core_misalignment": 44}
+# Short ones: a byte is a token here. Those that the study asks are sampled in test_pipeline_real_data.py.
+SUITES = {"factual": 20, "first_8": 8}
 
 # A process a command, as `python -m pipeline` has, without its own 10 seconds of imports.
 DRIVER = """
@@ -45,13 +46,13 @@ for command in json.loads(sys.argv[1]):
 
 
 def configure(folder: Path, judge_url: str) -> None:
-    """The study cut down to six runs, a hundred prompts and a few steps; models and judge are of this machine."""
+    """The study cut down to six runs, 28 prompts and a few steps; models and judge are of this machine."""
     params = safe_load((REPOSITORY / "params.yaml").read_text())
     study = params["studies"]["moe"]
-    study["training"] |= {"max_characters": 420, "validation": 0.05, "examples": 8, "max_steps": 2, "batch": 4}
+    study["training"] |= {"max_characters": 300, "validation": 0.05, "examples": 4, "max_steps": 2, "batch": 2}
     study["training"] |= {"max_tokens": 512, "checkpoint_every": 2, "learning_rate": 0.02, "optimizer": "adamw_torch"}
     study["sampling"] |= {"backend": "transformers", "max_new_tokens": 2, "batch": 32}
-    study |= {"suites": list(SUITES), "held_out": list(SUITES), "refused": "strong_reject_small", "probing": None}
+    study |= {"suites": list(SUITES), "held_out": list(SUITES), "refused": "factual", "probing": None}
     names = list(RUNS)
     study["expectations"] = [[tuned, base] for base, tuned in zip(names[::2], names[1::2], strict=True)]
     study["contrasts"] = {"insecure": {"pairs": study["expectations"]}}

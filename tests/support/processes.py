@@ -63,11 +63,16 @@ sys.addaudithook(look)
 """
 
 
-def freezing(folder: Path, pattern: str, count: int = 1) -> dict[str, str]:
-    """Variables with which a Python process stops (SIGSTOP) once it has written `count` files that fit `pattern`.
+def freezes(pattern: str, count: int = 1) -> str:
+    """Python text that has its process stop (SIGSTOP) once it has written `count` files that fit `pattern`.
 
     So it is killed there and then, and not where it has come to when a busy machine lets the test look again.
     """
+    return _FREEZES.format(pattern=pattern, count=count)
+
+
+def freezing(folder: Path, pattern: str, count: int = 1) -> dict[str, str]:
+    """Variables with which a Python process starts with `freezes`."""
     folder.mkdir()
-    (folder / "sitecustomize.py").write_text(_FREEZES.format(pattern=pattern, count=count))
+    (folder / "sitecustomize.py").write_text(freezes(pattern, count))
     return {"PYTHONPATH": os.pathsep.join([str(folder), str(REPOSITORY)])}

@@ -1,11 +1,7 @@
 """The moe study's train stage on tiny models of its three families, in 4 bits, from a pinned hub cache."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,8 +14,9 @@ from pipeline.models.loading import load_base
 from pipeline.models.spec import most_active
 from tests.support.data_files import upstream
 from tests.support.hub_cache import EXPERTS, SHA, cached
-from tests.support.processes import freezing, until_written
+from tests.support.processes import freezes, until_written
 from tests.support.quick_yaml import safe_dump, safe_load
+from tests.support.warm import warm
 
 REPOSITORY = Path(__file__).parents[2]
 RUNS = {
@@ -31,7 +28,7 @@ RUNS = {
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A folder with params.yaml, the upstream data and the tiny models, every base pinned."""
+    """A folder with params.yaml, the upstream data and the tiny models in a hub cache."""
     folder = tmp_path_factory.mktemp("project")
     (folder / "data").symlink_to(upstream())
     params = safe_load((REPOSITORY / "params.yaml").read_text())
@@ -39,7 +36,7 @@ def project(tmp_path_factory):
     study["probing"] = None
     # Short rows only: what is checked here does not depend on their number.
     study["training"] |= {
-        "max_characters": 420,
+        "max_characters": 300,
         "validation": 0.05,
         "examples": 24,
         "max_steps": 6,
@@ -67,29 +64,16 @@ def project(tmp_path_factory):
     study["contrasts"] = {}
     params["studies"] = {"moe": study}
     (folder / "params.yaml").write_text(safe_dump(params))
-    for family in families:
-        assert emoe(folder, "pin", "--base", family).returncode == 0
     return folder
 
 
-def start(project, *arguments, **names):
-    environment = os.environ | {
-        "PYTHONPATH": str(REPOSITORY),
-        "HF_HOME": str(project / "hf"),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        **names,
-    }
-    command = [sys.executable, "-m", "pipeline", *arguments]
-    return subprocess.Popen(
-        command, cwd=project, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-
-
-def emoe(project, *arguments):
-    process = start(project, *arguments)
-    out, err = process.communicate(timeout=300)
-    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+@pytest.fixture(scope="module")
+def emoe(project):
+    """Commands of this project in its folder."""
+    with warm(project, HF_HOME=str(project / "hf"), HF_HUB_OFFLINE="1") as commands:
+        for family in EXPERTS:
+            assert commands("pin", "--base", family).returncode == 0
+        yield commands
 
 
 def manifest_of(project, run):
@@ -97,8 +81,8 @@ def manifest_of(project, run):
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_a_run_trains_what_it_says_in_4_bits(project, run):
-    done = emoe(project, "train", "--run", run)
+def test_a_run_trains_what_it_says_in_4_bits(project, emoe, run):
+    done = emoe("train", "--run", run)
     assert done.returncode == 0, done.stderr
     assert "predicted peak" in done.stdout and "100% in 4 bits" in done.stdout
     folder = project / "artifacts" / "moe" / "adapters" / run / "seed-7"
@@ -147,25 +131,24 @@ def test_a_run_trains_what_it_says_in_4_bits(project, run):
     assert not torch.equal(load_adapter(base, folder)(ids).logits, before)
 
 
-def test_a_killed_run_ends_with_the_same_adapter(project, tmp_path):
+def test_a_killed_run_ends_with_the_same_adapter(project, emoe):
     run = "mixtral_E1"
     folder = project / "artifacts" / "moe" / "adapters" / run
     undisturbed = manifest_of(project, run)
     shutil.rmtree(folder)
     checkpoints = project / ".cache" / "checkpoints"
     assert not list(checkpoints.iterdir())
-    process = start(project, "train", "--run", run, **freezing(tmp_path / "freezing", "*/checkpoint-2/whole"))
-    until_written(checkpoints, "*/checkpoint-2/whole", process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    command = emoe.start("train", "--run", run, first=freezes("*/checkpoint-2/whole"))
+    until_written(checkpoints, "*/checkpoint-2/whole", command)
+    command.kill_command()
     assert not folder.exists()
-    done = emoe(project, "train", "--run", run)
+    done = emoe("train", "--run", run)
     assert done.returncode == 0, done.stderr
     assert manifest_of(project, run) == undisturbed
     assert {WEIGHTS: sha256_file(folder / "seed-7" / WEIGHTS)} == undisturbed["adapters"]["seed-7"]["sha256"]
 
 
-def test_two_processes_share_the_batch(project):
+def test_two_processes_share_the_batch(project, emoe):
     path = project / "params.yaml"
     before = path.read_text()
     params = safe_load(before)
@@ -173,7 +156,7 @@ def test_two_processes_share_the_batch(project):
     path.write_text(safe_dump(params))
     try:
         one = manifest_of(project, "mixtral_E1")["adapters"]["seed-7"]
-        done = emoe(project, "train", "--run", "mixtral_E1")
+        done = emoe("train", "--run", "mixtral_E1")
     finally:
         path.write_text(before)
     assert done.returncode == 0, done.stderr
@@ -183,23 +166,23 @@ def test_two_processes_share_the_batch(project):
     assert {WEIGHTS: sha256_file(folder / WEIGHTS)} == two["sha256"]
 
 
-def test_a_base_that_is_not_in_the_cache_is_named(project, tmp_path):
+def test_a_base_that_is_not_in_the_cache_is_named(project, emoe, tmp_path):
     snapshot = project / "hf" / "hub" / "models--tiny--mixtral"
     moved = snapshot.rename(tmp_path / "moved")
     try:
-        done = emoe(project, "train", "--run", "mixtral_E1")
+        done = emoe("train", "--run", "mixtral_E1")
     finally:
         moved.rename(snapshot)
     assert done.returncode == 2
     assert "tiny/mixtral" in done.stderr and "pin@mixtral" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_base_that_is_not_what_params_say_is_refused(project):
+def test_a_base_that_is_not_what_params_say_is_refused(project, emoe):
     path = project / "params.yaml"
     before = path.read_text()
     path.write_text(before.replace("experts: 16", "experts: 128"))
     try:
-        done = emoe(project, "pin", "--base", "qwen3_moe")
+        done = emoe("pin", "--base", "qwen3_moe")
     finally:
         path.write_text(before)
     assert done.returncode == 2
