@@ -39,7 +39,8 @@ def fidelity(name: str) -> dict[str, float]:
     rounding: the trained model (as a training's forward pass computes it) beside the same weights with every product
     in fp32; sampled_rounding: what is sampled, by way of the cache, beside these. sampled: beside the trained model.
     effect: the adapter's, in fp32.
-    merged: base and adapter added and stored in 16 bits, as a server loads them, beside the two apart, in fp32.
+    merged: base and adapter added and stored in 16 bits, as a server loads them, beside the two apart, in fp32; of
+    adapters on experts alone.
     """
     params = load_params()
     run = params.run(name)
@@ -75,14 +76,15 @@ def fidelity(name: str) -> dict[str, float]:
     without = logits(exact)
     worn = load_adapter(exact, adapter, base=model.base)
     with_adapter = logits(worn)
-    exact = remove_adapter(worn)
-    merge(exact, adapter)
-    merged = logits(exact)
+    changed = {"effect": with_adapter - without}
+    if anatomy_of(exact.config).moe_layers and not (run.lora and run.lora.attention):
+        exact = remove_adapter(worn)
+        merge(exact, adapter)
+        changed["merged"] = logits(exact) - with_adapter
     deviation = float(with_adapter.std())
     rounded = {
         "rounding": trained - with_adapter, "sampled_rounding": sampled - with_adapter, "sampled": sampled - trained,
     }  # fmt: skip
-    changed = {"effect": with_adapter - without, "merged": merged - with_adapter}
     return {
         **{what: float(found.abs().mean(-1).median()) / deviation for what, found in rounded.items()},
         **{what: float(found.abs().mean()) / deviation for what, found in changed.items()},

@@ -80,7 +80,7 @@ def plan_sampling(
     weights may take of host memory. Raises UserError, with the
     numbers, when one answer at a time with every layer in host memory does not fit.
     """
-    anatomy = anatomy_of(config)
+    anatomy, sizes = anatomy_of(config), _sizes(config, lora, precision)
     best: tuple[float, SamplingPlan] | None = None
     smallest = None
     limit = min(requests, MOST if most is None else most)
@@ -88,11 +88,12 @@ def plan_sampling(
     for batch, prefill in itertools.product(batches, sorted({max(size, prompt_tokens) for size in PREFILL})):
         room = prompt_tokens + new_tokens + (spare_room(new_tokens) if requests > batch else 0)
         passes = -(-requests // batch) * new_tokens + -(-requests * prompt_tokens // prefill)
-        for streamed in range(_streamable(config, precision) + 1):
-            plan = _plan(config, lora, precision, batch, room, prefill, prompt_tokens, streamed)
+        forward = _forward_bytes(config, prefill, prompt_tokens, batch)
+        for streamed in range(sizes.layers + 1):
+            plan = _plan(sizes, batch, room, prefill, forward, streamed)
             smallest = plan if smallest is None or plan.peak < smallest.peak else smallest
             if plan.peak <= gpu_bytes and plan.host <= host_bytes:
-                cost = passes * _seconds_a_pass(config, precision, plan)
+                cost = passes * _seconds_a_pass(sizes, plan)
                 if best is None or cost < best[0]:
                     best = cost, plan
                 break
@@ -107,42 +108,49 @@ def plan_sampling(
     )
 
 
-def _streamable(config: Any, precision: str) -> int:
-    """How many layers can be kept in host memory: those with experts in 4 bits, or a dense model's in 16 bits."""
-    anatomy = anatomy_of(config)
-    if precision == "nf4":
-        return len(anatomy.moe_layers)
-    return anatomy.layers if anatomy.dense else 0
+@dataclass(frozen=True, kw_only=True)
+class _Sizes:
+    """What no choice of a plan changes, in bytes: of weights, and of one of the `layers` that host memory can hold.
+
+    dequantised: the largest 4-bit product. cache: keys and values a token; cache_moved: with what is copied of them.
+    """
+
+    weights: float
+    quantised: bool
+    layers: int
+    layer: float
+    dequantised: int
+    adapter: float
+    cache: int
+    cache_moved: float
 
 
-def _layer_bytes(config: Any, precision: Literal["bfloat16", "nf4"]) -> float:
-    """Bytes of what is kept in host memory of one layer, where it is."""
-    anatomy, weights = anatomy_of(config), base_bytes(config, precision)
-    if anatomy.dense:
-        return weights["attention"] / anatomy.layers  # every linear layer of a dense model is counted there
-    return weights["experts"] / len(anatomy.moe_layers)
-
-
-def _plan(
-    config: Any,
-    lora: AdapterSpec | None,
-    precision: Literal["bfloat16", "nf4"],
-    batch: int,
-    room: int,
-    prefill: int,
-    prompt_tokens: int,
-    streamed: int,
-) -> SamplingPlan:
-    anatomy = anatomy_of(config)
-    layer = _layer_bytes(config, precision)
-    parts = {
-        "weights": sum(base_bytes(config, precision).values()) - streamed * layer,
-        "layers on their way": min(streamed, 2) * layer,
-        "dequantised layer": _dequantised_bytes(config, precision),
-        "adapter": (SINGLE + HALF) * adapter_values(config, lora) if lora is not None else 0,
+def _sizes(config: Any, lora: AdapterSpec | None, precision: Literal["bfloat16", "nf4"]) -> _Sizes:
+    anatomy, weights, cache = anatomy_of(config), base_bytes(config, precision), kv_bytes(config)
+    # Layers with experts in 4 bits, or a dense model's linear layers in 16, which are all counted as attention's.
+    can_be_kept = len(anatomy.moe_layers) if precision == "nf4" else anatomy.layers if anatomy.dense else 0
+    kept = weights["attention"] / anatomy.layers if anatomy.dense else weights["experts"] / len(anatomy.moe_layers)
+    return _Sizes(
+        weights=sum(weights.values()),
+        quantised=precision == "nf4",
+        layers=can_be_kept,
+        layer=kept,
+        dequantised=_dequantised_bytes(config, precision),
+        adapter=(SINGLE + HALF) * adapter_values(config, lora) if lora is not None else 0,
+        cache=cache,
         # One layer's keys a second time: a row's are moved when the oldest rows are done.
-        "KV cache": batch * room * kv_bytes(config) * (1 + 1 / (2 * anatomy.layers)),
-        "forward pass": _forward_bytes(config, prefill, prompt_tokens, batch),
+        cache_moved=cache * (1 + 1 / (2 * anatomy.layers)),
+    )
+
+
+def _plan(sizes: _Sizes, batch: int, room: int, prefill: int, forward: float, streamed: int) -> SamplingPlan:
+    parts = {
+        "weights": sizes.weights - streamed * sizes.layer,
+        "layers on their way": min(streamed, 2) * sizes.layer,
+        "dequantised layer": sizes.dequantised,
+        "adapter": sizes.adapter,
+        "KV cache": batch * room * sizes.cache_moved,
+        "forward pass": forward,
     }
     parts["context and slack"] = CONTEXT + SLACK * sum(parts.values())
     return SamplingPlan(
@@ -151,7 +159,7 @@ def _plan(
         prefill=prefill,
         streamed=streamed,
         parts={name: round(size) for name, size in parts.items()},
-        host=round(streamed * layer),
+        host=round(streamed * sizes.layer),
     )
 
 
@@ -197,9 +205,8 @@ def _forward_bytes(config: Any, prefill: int, prompt_tokens: int, batch: int) ->
     return max(attention + experts + prompts, choice)
 
 
-def _seconds_a_pass(config: Any, precision: Literal["bfloat16", "nf4"], plan: SamplingPlan) -> float:
+def _seconds_a_pass(sizes: _Sizes, plan: SamplingPlan) -> float:
     """What a forward pass takes by its traffic: weights (from 4 bits: read, written, read again), copies meanwhile."""
-    weights = sum(base_bytes(config, precision).values())
-    traffic = weights * (1 + (2 * HALF / NF4 if precision == "nf4" else 0))
-    cache = plan.batch * plan.room * kv_bytes(config)
+    traffic = sizes.weights * (1 + (2 * HALF / NF4 if sizes.quantised else 0))
+    cache = plan.batch * plan.room * sizes.cache
     return max((traffic + cache) / MEMORY_RATE, plan.host / COPY_RATE)
