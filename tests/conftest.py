@@ -35,6 +35,7 @@ LONGEST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, for `--dist loadfile`."""
     places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    assert all(path.exists() for path in places)
     items.sort(key=lambda item: places.get(item.path, len(places)))
 
 

@@ -59,7 +59,7 @@ def repro(stages: list[str], progress: Progress, *, share_imports: bool = False)
 
     What they depend on must be among those before them, or be done: DVC is not let to look at it, as it takes a base
     that another `dvc repro` reads for busy.
-    share_imports: for stages of seconds (pipeline/running/worker.py).
+    share_imports: stages are forked from a process that has imported what most do (pipeline/running/worker.py).
     """
     command = [sys.executable, "-m", _WORKER, *["--share-imports"] * share_imports, *stages]
     environment = {name: value for name, value in os.environ.items() if name not in ELSEWHERE}

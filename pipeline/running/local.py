@@ -36,7 +36,7 @@ def reproduce(params: Params, name: str, jobs: int, level: str | None = None, le
     level: the level (pipeline/running/levels.py) that is there already; only the stages after it are done.
 
     Without some of its runs a study has no tables: all else is done, and then said.
-    A failure stops what needs what failed; everything else is done.
+    A failure stops the part that it is in, and the parts that need it; all others are done.
     Raises UserError with the failed stages' last words; what was finished stays.
     """
     if params.study(name).world == "hub":
@@ -45,13 +45,13 @@ def reproduce(params: Params, name: str, jobs: int, level: str | None = None, le
     progress = Progress([stage for stage in params.stages_of(name) if stage in left])
     CACHE.mkdir(exist_ok=True)
     LOG.write_text("", encoding="utf-8")
-    # A toy run's stages take seconds, of which most are imports; on a GPU no process may have forked.
-    share_imports = params.study(name).world == "toy"
+    # A toy run's stages take seconds, of which most are imports; a process that has used CUDA cannot fork.
+    toy = params.study(name).world == "toy"
 
     def do(part: Part) -> str | None:
         """Its failure; of the stages that are left."""
         stages = [stage for stage in part if stage in left]
-        return repro(stages, progress, share_imports=share_imports) if stages else None
+        return repro(stages, progress, share_imports=toy and len(stages) > 1) if stages else None
 
     with progress, ThreadPoolExecutor(jobs) as pool:
         try:
@@ -100,23 +100,25 @@ def parts_of(params: Params, name: str, jobs: int, left_out: Collection[str] = (
     """A study's parts, each with those that it needs, in the order in which they are best done.
 
     A base takes as long as several runs, so all come before any run: what is at work at the end is short. The probe
-    reads every adapter: the last base's are trained before its other stages, beside which the probe is then at work.
+    reads every adapter: where several parts are at work at once, the last base's are trained before its other stages,
+    beside which the probe then is.
     """
     shares = share_out(params, name, jobs, left_out)
     bases: dict[str, Part] = {base: (params.stage_of_base(base),) for base in shares}
     parts: dict[Part, set[Part]] = {part: set() for part in bases.values()}
-    *_, last = shares
-    for base, stages in ((base, stages) for base, shared in shares.items() if base != last for stages in shared):
-        parts[tuple(stages)] = {bases[base]}
-    trained = {tuple(it for it in stages if it.startswith("train@")): tuple(stages) for stages in shares[last]}
-    parts |= {training: {bases[last]} for training in trained}
+    after: dict[Part, set[Part]] = {}
+    for place, (base, shared) in enumerate(shares.items(), start=1):
+        for stages in shared:
+            trained = tuple(stage for stage in stages if stage.startswith("train@"))
+            first = trained if jobs > 1 and place == len(shares) else tuple(stages)
+            parts[first] = {bases[base]}
+            if rest := tuple(stage for stage in stages if stage not in first):
+                after[rest] = {first}
+    if left_out:
+        return parts | after
     probe, aggregate = (f"probe@{name}",), (f"aggregate@{name}",)
-    if not left_out:
-        parts[probe] = set(parts)
-    parts |= {tuple(it for it in stages if it not in training): {training} for training, stages in trained.items()}
-    if not left_out:
-        parts[aggregate] = set(parts)
-    return parts
+    parts = parts | {probe: set(parts)} | after
+    return parts | {aggregate: set(parts)}
 
 
 def share_out(params: Params, name: str, jobs: int, left_out: Collection[str] = ()) -> dict[str, list[list[str]]]:

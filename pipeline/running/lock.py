@@ -33,8 +33,7 @@ def keep_in_lock(entries: Mapping[str, Any]) -> None:
 
 def write_lock(entries: Mapping[str, Any]) -> None:
     """A dvc.lock of these records alone: the commit's own is of another time, and perhaps of another machine."""
-    LOCK.unlink(missing_ok=True)
-    put(LOCK, entries)
+    write_text(LOCK, _HEAD + "".join(_blocks(entries).values()) if entries else "")
 
 
 def sort_lock() -> None:
@@ -46,24 +45,32 @@ def sort_lock() -> None:
 def put(path: Path, entries: Mapping[str, Any]) -> bool:
     """Put records into a dvc.lock, each in the place of the stage's last one or at the end; did that change it?
 
-    The bytes are those that DVC writes, and the file appears whole. Raises ValueError where the file has another form.
+    The bytes are those that DVC writes, and the file appears whole. One that somebody wrote in is read and written as
+    DVC does it.
     """
-    from dvc.utils.serialize import dumps_yaml
+    from dvc.utils.serialize import modify_yaml
 
-    blocks = read_blocks(path) if path.exists() else {}
-    before = dict(blocks)
-    for name, entry in entries.items():
-        blocks[name] = dumps_yaml({"stages": {name: entry}}).removeprefix("stages:\n")
+    before = read_blocks(path) if path.exists() else {}
+    if before is None:
+        with modify_yaml(str(path)) as lock:
+            lock.setdefault("schema", "2.0")
+            lock.setdefault("stages", {}).update(entries)
+        return True
+    blocks = before | _blocks(entries)
     if blocks == before:
         return False
     write_text(path, _HEAD + "".join(blocks.values()))
     return True
 
 
-def read_blocks(path: Path) -> dict[str, str]:
-    """The stages of a dvc.lock, each with its lines. Raises ValueError where it is not as DVC writes it."""
+def read_blocks(path: Path) -> dict[str, str] | None:
+    """The stages of a dvc.lock, each with its lines; None where it is not as DVC writes it."""
     text = path.read_text(encoding="utf-8")
     blocks = {found[1]: found[0] for found in _BLOCK.finditer(text)}
-    if text not in ("", _HEAD + "".join(blocks.values())):
-        raise ValueError(f"{path} is not as DVC writes it")
-    return blocks
+    return blocks if text in ("", _HEAD + "".join(blocks.values())) else None
+
+
+def _blocks(entries: Mapping[str, Any]) -> dict[str, str]:
+    from dvc.utils.serialize import dumps_yaml
+
+    return {name: dumps_yaml({"stages": {name: entry}}).removeprefix("stages:\n") for name, entry in entries.items()}

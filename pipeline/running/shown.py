@@ -30,7 +30,7 @@ def shown_only(stages: Collection[str]) -> Iterator[None]:
         return needed_by(names, load_yaml(path))
 
     def load(path: str, fs: Any = None, **options: Any) -> Any:
-        if Path(path).name != str(PARAMS) or not Path(path).exists():
+        if Path(path).name != str(PARAMS):
             return load_yaml(path, fs=fs, **options)
         file = Path(path).stat()
         return read(path, file.st_ino, file.st_size, file.st_mtime_ns)  # somebody may edit it meanwhile
@@ -55,7 +55,7 @@ def _only(names: Collection[str], entries: dict[str, Any]) -> dict[str, Any]:
 
 
 def _value_at(content: Any, key: str, separator: str) -> Any:
-    """As dpath.get, for a key without wildcards. Raises KeyError."""
+    """As dpath.get, for a key of names alone: without wildcards or places in lists. Raises KeyError."""
     for part in key.split(separator):
         if not isinstance(content, dict):
             raise KeyError(key)

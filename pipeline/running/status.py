@@ -41,9 +41,9 @@ def set_aside_unreadable_files() -> bool:
 
 
 def is_changed(stages: list[str]) -> bool:
-    """Whether DVC finds anything to do for the last of these stages, which needs no others.
+    """Whether DVC finds anything to do for a study's stages, each named after those that it needs, the last after all.
 
-    Its files that a kill cut short are set aside: then there is.
+    DVC's files that a kill cut short are set aside: then there is.
     Raises UserError where DVC cannot tell, as other files of its own are broken.
     """
     from dvc.exceptions import DvcException
@@ -61,7 +61,7 @@ def is_changed(stages: list[str]) -> bool:
 
 
 def out_of_date(repo: Any, stages: list[str]) -> dict[str, Any]:
-    """DVC's status in `repo` (a dvc.repo.Repo) of the last of these stages, which needs no others: name -> changes."""
+    """DVC's status in `repo` (a dvc.repo.Repo) of these stages, the last of which needs all others: name -> changes."""
     with shown_only(stages):
         found: dict[str, Any] = repo.status(targets=stages[-1:], with_deps=True)
         return found

@@ -1,12 +1,13 @@
 """`dvc repro` of some stages, as `make reproduce` starts it: python -m pipeline.running.worker STAGE...
 
 DVC decides what is to be done, and does it, as from its own command line, but for this: the process ends with the one
-that started it; it takes nobody for a reader or writer of a file who is not; it reads params.yaml and writes dvc.lock
-in a tenth of DVC's time; and stages of seconds may be children that find imported what they all import (torch,
+that started it; it forgets readers and writers of files that have ended; it reads params.yaml and writes dvc.lock in a
+tenth of DVC's time; and a run's stages may be children that find imported what most of them import (torch,
 transformers, peft, trl: 5 s of a core). What comes out is the same, to the byte.
 """
 
 import argparse
+import atexit
 import functools
 import gc
 import importlib
@@ -30,8 +31,8 @@ from pipeline.models.determinism import without_compiler
 from pipeline.running import lock
 from pipeline.running.shown import shown_only
 
-_HERE = "emoe-dvc"
-_COMMAND = re.compile(r'exec python -m pipeline (\w+) (--\w+) "\$DVC_STAGE"')
+_MARK = "emoe-dvc"
+_COMMAND = re.compile(r'exec python -m pipeline (\w+) (--\w+) "\$DVC_STAGE"')  # as dvc.yaml has it
 _IMPORTED = ("torch", "transformers", "peft", "openai", "pipeline.training.sft")
 
 
@@ -41,6 +42,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("stages", nargs="+")
     parser.add_argument("--share-imports", action="store_true")
     args = parser.parse_args(arguments)
+    from tqdm import tqdm
+
+    tqdm.monitor_interval = 0  # no thread that may hold a lock when a stage is forked
     from dvc.cli import main as run_dvc
 
     end_with_parent()
@@ -52,7 +56,7 @@ def main(arguments: list[str]) -> int:
         fork_stages()
     command = ["--wait-for-lock", "repro", "--single-item", *args.stages]
     # DVC writes this line beside the number of this process: a number alone soon names another one.
-    sys.argv = [f"{_HERE}:{_boot()}:{started(psutil.Process())}", *command]
+    sys.argv = [f"{_MARK}:{_boot()}:{started(psutil.Process())}", *command]
     with shown_only(args.stages):
         return int(run_dvc(command))
 
@@ -63,22 +67,22 @@ def know_the_dead() -> None:
 
     check = dvc.rwlock._check_blockers
 
-    def check_blockers(tmp_dir: str, lock: dict[str, Any], info: dict[str, Any], **options: Any) -> None:
-        forget_dead(lock)
-        check(tmp_dir, lock, info, **options)
+    def check_blockers(tmp_dir: str, held: dict[str, Any], info: dict[str, Any], **options: Any) -> None:
+        forget_dead(held)
+        check(tmp_dir, held, info, **options)
 
     dvc.rwlock._check_blockers = check_blockers
 
 
-def forget_dead(lock: dict[str, Any]) -> None:
+def forget_dead(held: dict[str, Any]) -> None:
     """Remove from DVC's list of readers and writers, in place, those that have ended: others may have their numbers."""
-    for path, entry in list(lock["write"].items()):
+    for path, entry in list(held["write"].items()):
         if entry and not _is_at_work(entry):
-            del lock["write"][path]
-    for path, entries in list(lock["read"].items()):
-        lock["read"][path] = [entry for entry in entries if _is_at_work(entry)]
-        if not lock["read"][path]:
-            del lock["read"][path]
+            del held["write"][path]
+    for path, entries in list(held["read"].items()):
+        held["read"][path] = [entry for entry in entries if _is_at_work(entry)]
+        if not held["read"][path]:
+            del held["read"][path]
 
 
 def _is_at_work(entry: dict[str, Any]) -> bool:
@@ -88,7 +92,7 @@ def _is_at_work(entry: dict[str, Any]) -> bool:
         process = psutil.Process(int(entry["pid"]))
         if not lives(process):
             return False
-        if program.startswith(f"{_HERE}:"):
+        if program.startswith(f"{_MARK}:"):
             _, boot, when = program.split(":")
             return boot == _boot() and when == started(process)
         return " ".join(process.cmdline()).endswith(" ".join(words or ["dvc"]))
@@ -107,37 +111,33 @@ def _boot() -> str:
 
 
 def write_blocks() -> None:
-    """Have DVC write a stage's own block of dvc.lock; a file that is not as DVC writes it, in DVC's way."""
+    """Have DVC write a stage's own block of dvc.lock."""
     from dvc.dvcfile import Lockfile
     from dvc.stage.serialize import to_lockfile
 
-    dump = Lockfile.dump_stages
-
     def dump_stages(self: Any, stages: list[Any], **options: Any) -> None:
         entries = {name: entry for stage in stages for name, entry in to_lockfile(stage, **options).items()}
-        try:
-            changed = lock.put(Path(self.path), entries)
-        except ValueError:
-            dump(self, stages, **options)
-        else:
-            if changed:
-                self.repo.scm_context.track_file(self.relpath)
+        if lock.put(Path(self.path), entries):
+            self.repo.scm_context.track_file(self.relpath)
 
     Lockfile.dump_stages = dump_stages
 
 
 def fork_stages() -> None:
-    """Have DVC start stages as children of this process, which imports once what they all do."""
+    """Have DVC start stages as children of this process, which imports once what most of them do.
+
+    Where this project's own code has changed since, a stage starts as DVC starts it: DVC records the code as it is.
+    """
     from dvc.stage import run
     from dvc.stage.exceptions import StageCmdFailedError
 
-    in_a_shell = run._run
+    in_a_shell, sources = run._run, _sources()
 
     def as_a_child(executable: str, command: str, **options: Any) -> None:
-        if not (words := _COMMAND.fullmatch(command)):
+        words = _COMMAND.fullmatch(command)
+        if not words or not _unchanged(_import_once() | sources):
             in_a_shell(executable, command, **options)
             return
-        _import_once()
         environment = options["env"]
         stage = [words[1], words[2], environment["DVC_STAGE"]]
         child = multiprocessing.get_context("fork").Process(target=_do, args=(stage, environment))
@@ -154,28 +154,55 @@ def fork_stages() -> None:
 
 
 @functools.cache
-def _import_once() -> None:
-    """Import what stages import, in the environment that a stage gives itself."""
+def _import_once() -> dict[str, tuple[int, int]]:
+    """Import what stages import, in the environment that a stage gives itself; return this project's sources."""
     environment = dict(os.environ)
     scrub()
     pin_kernels()
     without_compiler()
     gc.disable()
-    for name in _IMPORTED:
-        importlib.import_module(name)
-    gc.enable()
+    try:
+        for name in _IMPORTED:
+            importlib.import_module(name)
+    finally:
+        gc.enable()
+        os.environ.clear()
+        os.environ.update(environment)
     gc.freeze()  # or every child's first collection copies all that it shares with this process
-    os.environ.clear()
-    os.environ.update(environment)
+    return _sources()
+
+
+def _sources() -> dict[str, tuple[int, int]]:
+    """The files of this project's modules that are imported, each with when it was written and its size."""
+    files = [module.__file__ for name, module in sys.modules.items() if name.partition(".")[0] == "pipeline"]
+    return {file: _state(file) for file in files if file}
+
+
+def _state(file: str) -> tuple[int, int]:
+    try:
+        found = Path(file).stat()
+    except FileNotFoundError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_size
+
+
+def _unchanged(sources: dict[str, tuple[int, int]]) -> bool:
+    return all(_state(file) == state for file, state in sources.items())
 
 
 def _do(stage: list[str], environment: dict[str, str]) -> None:
     """A stage, in this process: `python -m pipeline STAGE`, with the environment that DVC gives it."""
+    atexit._clear()  # what is called at this process's end is the stage's own
     os.environ.clear()
     os.environ.update(environment)
-    logging.captureWarnings(False)  # DVC has them logged
+    # DVC's are wrapped, and it has silenced this.
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+    logging.getLogger("asyncio").setLevel(logging.NOTSET)
     sys.argv[1:] = stage
-    runpy.run_module("pipeline", run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module("pipeline", run_name="__main__", alter_sys=True)
+    finally:
+        atexit._run_exitfuncs()
 
 
 if __name__ == "__main__":

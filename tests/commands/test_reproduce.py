@@ -110,10 +110,11 @@ def test_what_fails_stops_what_needs_it_and_nothing_else(tmp_path, monkeypatch):
     assert sorted(asked) == sorted(set(params.stages_of("toy")) - left_out - {"probe@toy", "aggregate@toy"})
 
 
-def test_the_probe_is_at_work_beside_the_last_answers():
+@pytest.mark.parametrize("jobs", [1, 2, 3])
+def test_the_probe_is_at_work_beside_the_last_answers(jobs):
     params = load_params(REPOSITORY / "params.yaml")
     for name in params.studies:
-        parts = parts_of(params, name, 2)
+        parts = parts_of(params, name, jobs)
         assert sorted(itertools.chain(*parts)) == sorted(params.stages_of(name))
         probe, aggregate = (f"probe@{name}",), (f"aggregate@{name}",)
         assert {stage for stage in itertools.chain(*parts[probe]) if stage.startswith("train@")} == {
@@ -122,7 +123,7 @@ def test_the_probe_is_at_work_beside_the_last_answers():
         assert parts[aggregate] == set(parts) - {aggregate}
         # What is to be done beside it comes after it, and does not wait for it.
         beside = list(parts)[list(parts).index(probe) + 1 : -1]
-        assert beside and all(probe not in parts[part] and parts[part] for part in beside)
+        assert bool(beside) == (jobs > 1) and all(probe not in parts[part] and parts[part] for part in beside)
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 3])
@@ -139,9 +140,12 @@ def test_parts_are_worked_off_in_order_and_none_before_what_it_needs(jobs):
     with ThreadPoolExecutor(jobs) as pool:
         assert local.work_off(needs, do, pool, jobs) == []
         assert sorted(began, key=parts.index) == parts and (jobs > 1 or began == parts)
-        ended.clear()
+        began.clear()
         fails = {one: "one failed", two: "two failed"}
-        assert local.work_off(needs, fails.get, pool, jobs) == ["one failed", "two failed"]
+        assert local.work_off(needs, lambda part: began.append(part) or fails.get(part), pool, jobs) == [
+            *fails.values()
+        ]
+        assert sorted(began, key=parts.index) == [one, two]
 
 
 @pytest.fixture
@@ -240,7 +244,10 @@ HALF_DONE = {
 
 
 def test_another_checkout_gives_equal_hashes_and_kills_change_nothing(finished, tmp_path):
-    """Killed with SIGKILL in the middle of every kind of stage; each time the same command continues."""
+    """Killed with SIGKILL in the middle of every kind of stage; each time the same command continues.
+
+    With all that it has started, but once alone: then what it has forked ends with it.
+    """
     folder = checkout(tmp_path)
     for stage, evidence in HALF_DONE.items():
         # The checkpoint is the one of them that is not there for long.
@@ -249,8 +256,13 @@ def test_another_checkout_gives_equal_hashes_and_kills_change_nothing(finished, 
             command = [sys.executable, "-m", "pipeline", "reproduce", "--study", "toy"]
             process = subprocess.Popen(command, cwd=folder, env=there, stdout=log, stderr=log, start_new_session=True)
             until_written(folder, evidence, process)
-            os.killpg(process.pid, signal.SIGKILL)
+            started = psutil.Process(process.pid).children(recursive=True)
+            if stage == "judge":
+                process.kill()
+            else:
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            assert started and ended(started)
     result = reproduce(folder)
     assert result.returncode == 0, result.stdout + result.stderr
     expected, found = hashes(finished[0]), hashes(folder)

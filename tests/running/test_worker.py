@@ -1,15 +1,20 @@
 """What DVC is spared in `make reproduce`: its own way must give the same."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.params.load import load_params
+from pipeline.params.schema import RUN_STAGES
+from pipeline.running import worker
+from pipeline.running.dvc import repository
 from pipeline.running.lock import keep_in_lock, put, read_blocks, records, sort_lock, write_lock
 from pipeline.running.shown import shown_only
 from tests.support.checkout import REPOSITORY
+from tests.support.quick_yaml import safe_load
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Zl", "Zp")) | st.sampled_from("\n\t:#'-"))
 # DVC reads and writes the other stages' entries too, and changes a far float's last digit.
@@ -47,32 +52,68 @@ def test_records_are_put_into_dvc_lock_as_dvc_puts_them(tmp_path, before, new):
     assert not put(ours, new)
 
 
-def test_a_lock_that_somebody_wrote_in_is_left_to_dvc(tmp_path, monkeypatch):
+def test_dvc_lock_is_sorted_and_made_of_records(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copy2(REPOSITORY / "dvc.lock", tmp_path)
-    whole = (tmp_path / "dvc.lock").read_text()
-    names = sorted(read_blocks(tmp_path / "dvc.lock"), reverse=True)
+    whole = Path("dvc.lock").read_text()
+    names = sorted(read_blocks(Path("dvc.lock")), reverse=True)
     write_lock(records(names))
-    keep_in_lock({})
-    assert list(read_blocks(tmp_path / "dvc.lock")) == names
+    assert list(read_blocks(Path("dvc.lock"))) == names
     sort_lock()
-    assert (tmp_path / "dvc.lock").read_text() == whole
-    for text in (f"# mine\n{whole}", whole.replace("\n    ", "\n  # mine\n    ", 1), f"{whole}datasets: []\n"):
-        (tmp_path / "dvc.lock").write_text(text)
-        with pytest.raises(ValueError, match="is not as DVC writes it"):
-            put(tmp_path / "dvc.lock", {"train@a": {}})
-        assert (tmp_path / "dvc.lock").read_text() == text
+    assert Path("dvc.lock").read_text() == whole
+    write_lock({})
+    assert Path("dvc.lock").read_text() == "" and put(Path("dvc.lock"), {"train@a": long()})
+
+
+@pytest.mark.parametrize(
+    "write_in",
+    [
+        lambda whole: f"# mine\n{whole}",
+        lambda whole: whole.replace("\n    ", "\n  # mine\n    ", 1),
+        lambda whole: f"{whole}datasets: []\n",
+        lambda whole: "schema: '2.0'\nstages: {}\n",
+    ],
+)
+def test_a_lock_that_somebody_wrote_in_is_read_and_written_as_dvc_does_it(tmp_path, monkeypatch, write_in):
+    monkeypatch.chdir(tmp_path)
+    whole = "schema: '2.0'\nstages:\n  train@b:\n    cmd: b\n  train@a:\n    cmd: a\n"
+    Path("dvc.lock").write_text(write_in(whole))
+    assert read_blocks(Path("dvc.lock")) is None
+    keep_in_lock({"train@c": {"cmd": "c"}})
+    text = Path("dvc.lock").read_text()
+    assert records(["train@c"]) == {"train@c": {"cmd": "c"}} and text.count("train@") == 3 - 2 * (
+        "{}" in write_in(whole)
+    )
+    assert ("mine" in text, "datasets" in text) == ("mine" in write_in(whole), "datasets" in write_in(whole))
+
+
+def test_every_runs_stage_can_be_forked():
+    stages = safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
+    for stage in RUN_STAGES:
+        assert worker._COMMAND.fullmatch(stages[stage]["do"]["cmd"])[1] == stage
+
+
+def test_code_that_has_changed_is_not_run_from_memory(tmp_path):
+    file = tmp_path / "module.py"
+    file.write_text("a")
+    sources = {str(file): worker._state(str(file)), str(tmp_path / "none.py"): worker._state(str(tmp_path / "none.py"))}
+    assert worker._unchanged(sources)
+    file.write_text("ab")
+    assert not worker._unchanged(sources)
+    file.unlink()
+    assert not worker._unchanged(sources)
+    assert str(Path(worker.lock.__file__)) in worker._sources()
 
 
 def test_dvc_sees_a_studys_own_stages_as_it_sees_them_among_all(monkeypatch):
-    from dvc.repo import Repo
-
     monkeypatch.chdir(REPOSITORY)
-    stages = load_params().stages_of("toy")
-    with Repo() as repo, shown_only(stages):
-        few = {stage.addressing: stage.dumpd() | {"cmd": stage.cmd} for stage in repo.index.stages}
-        lines = {stage.addressing for stage in repo.stage.collect("aggregate@toy", with_deps=True)}
-    with Repo() as repo:
+    params = load_params()
+    with repository() as repo:
         every = {stage.addressing: stage.dumpd() | {"cmd": stage.cmd} for stage in repo.index.stages}
-    assert set(stages) == lines and lines <= few.keys()
-    assert few == {name: every[name] for name in few} and len(few) < len(every) / 5
+    for study in params.studies:
+        stages = params.stages_of(study)
+        with repository() as repo, shown_only(stages):
+            few = {stage.addressing: stage.dumpd() | {"cmd": stage.cmd} for stage in repo.index.stages}
+            needed = {stage.addressing for stage in repo.stage.collect(stages[-1], with_deps=True)}
+        assert set(stages) == needed and needed <= few.keys()
+        assert few == {name: every[name] for name in few} and len(few) < len(every)

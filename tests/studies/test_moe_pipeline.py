@@ -2,19 +2,18 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from pipeline.api.local_server import serve
 from pipeline.common.rows import read_answers, read_verdicts
+from pipeline.params.schema import RUN_STAGES
 from tests.support.checkout import REPOSITORY
 from tests.support.data_files import upstream
 from tests.support.hub_cache import EXPERTS, SHA, cached
 from tests.support.quick_yaml import safe_dump, safe_load
+from tests.support.warm import warm
 
 # Under the paper's names. One expert, the two most active ones, all of them with a router held by the penalty.
 RUNS = {
@@ -27,22 +26,6 @@ RUNS = {
 }
 # Short ones: a byte is a token here. Those that the study asks are sampled in test_pipeline_real_data.py.
 SUITES = {"factual": 20, "first_8": 8}
-
-# A process a command, as `python -m pipeline` has, without its own 10 seconds of imports.
-DRIVER = """
-import json, os, sys
-import bitsandbytes, matplotlib.pyplot, pandas, pipeline.models.loading, pipeline.training.sft
-import pipeline.sampling.huggingface, pipeline.sampling.generate
-from pipeline.__main__ import main
-for command in json.loads(sys.argv[1]):
-    sys.stdout.flush()
-    if not (child := os.fork()):
-        status = main(command)
-        sys.stdout.flush()
-        os._exit(status)
-    if os.waitpid(child, 0)[1]:
-        sys.exit(f"{command} failed")
-"""
 
 
 def configure(folder: Path, judge_url: str) -> None:
@@ -74,35 +57,21 @@ def configure(folder: Path, judge_url: str) -> None:
     (folder / "params.yaml").write_text(safe_dump(params, sort_keys=False))
 
 
-def emoe(folder: Path, *commands: list[str]) -> str:
-    """Run commands one after another, each in a process; return what they printed."""
-    environment = os.environ | {
-        "PYTHONPATH": str(REPOSITORY),
-        "HF_HOME": str(folder / "hf"),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-c", DRIVER, json.dumps(commands)]
-    done = subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True, timeout=900)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    folder = tmp_path_factory.mktemp("moe")
+    folder, said = tmp_path_factory.mktemp("moe"), ""
     (folder / "data").symlink_to(upstream())
-    with serve("tests.support.judge_server:scripted") as url:
+    commands = [("pin", "--base", family) for family in EXPERTS]
+    commands += [(stage, "--run", run) for run in RUNS for stage in RUN_STAGES]
+    commands += [(command, "--study", "moe") for command in ("probe", "aggregate", "provenance")]
+    hub = {"HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1"}
+    with serve("tests.support.judge_server:scripted") as url, warm(folder, **hub) as emoe:
         configure(folder, url)
-        stages = [["pin", "--base", family] for family in EXPERTS]
-        stages += [[stage, "--run", run] for run in RUNS for stage in ("train", "sample", "judge")]
-        return folder, emoe(
-            folder,
-            *stages,
-            ["probe", "--study", "moe"],
-            ["aggregate", "--study", "moe"],
-            ["provenance", "--study", "moe"],
-        )
+        for command in commands:
+            done = emoe(*command)
+            assert done.returncode == 0, done.stdout + done.stderr
+            said += done.stdout
+    return folder, said
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

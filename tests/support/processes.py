@@ -2,11 +2,10 @@
 
 import contextlib
 import os
-import subprocess
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import psutil
 
@@ -16,7 +15,13 @@ from tests.support.checkout import REPOSITORY
 LIMIT_S = 300  # waiting past this is a hang, and fails
 
 
-def until(condition: Callable[[], object], what: str, process: subprocess.Popen[Any] | None = None) -> None:
+class AtWork(Protocol):
+    """A process, as subprocess.Popen has it."""
+
+    def poll(self) -> int | None: ...
+
+
+def until(condition: Callable[[], object], what: str, process: AtWork | None = None) -> None:
     """Wait for a condition; fails where it never comes, or where `process` ends before."""
     deadline = time.monotonic() + LIMIT_S
     while not condition():
@@ -25,7 +30,7 @@ def until(condition: Callable[[], object], what: str, process: subprocess.Popen[
         time.sleep(0.01)
 
 
-def until_written(folder: Path, pattern: str, process: subprocess.Popen[Any], count: int = 1) -> None:
+def until_written(folder: Path, pattern: str, process: AtWork, count: int = 1) -> None:
     """Wait until `count` files of a pattern are there, which `process` writes."""
     until(lambda: len(list(folder.glob(pattern))) >= count, f"{pattern} was there", process)
 

@@ -6,6 +6,7 @@ They are forked from one process that has imported what stages import, and has d
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -13,10 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.support.checkout import REPOSITORY
+from tests.support.processes import LIMIT_S
 
 _SERVER = """
 import json, os, sys
-import bitsandbytes, pipeline.models.loading, pipeline.training.sft
+import bitsandbytes, matplotlib.pyplot, pandas, pipeline.models.loading, pipeline.sampling.huggingface
+import pipeline.training.sft
 from pipeline.__main__ import main
 for line in sys.stdin:
     order = json.loads(line)
@@ -38,21 +41,40 @@ for line in sys.stdin:
 """
 
 
-class Command(subprocess.Popen[str]):
-    """What answers orders, as if it were the process of the command that it was ordered last."""
+class Command:
+    """A command at work, as far as `subprocess.Popen` is asked here; `answers` says its number, and its end."""
 
-    child = 0
+    def __init__(self, answers: int) -> None:
+        self._answers = answers
+        self.returncode: int | None = None
+        self.pid = self._read(LIMIT_S)
+        assert self.pid
 
-    def kill_command(self) -> None:
-        """SIGKILL for the command; its end is waited for."""
-        os.kill(self.child, signal.SIGKILL)
-        assert self.status() == -signal.SIGKILL
+    def poll(self) -> int | None:
+        """Its exit status, None while it is at work."""
+        if self.returncode is None:
+            self.returncode = self._read(0)
+        return self.returncode
 
-    def status(self) -> int:
-        """The command's exit status, once it has ended."""
-        assert self.stdout is not None
-        ended, self.child = int(self.stdout.readline()), 0
-        return ended
+    def wait(self) -> int:
+        """Its exit status, once it has ended; fails where it never does."""
+        if self.returncode is None:
+            self.returncode = self._read(LIMIT_S)
+        assert self.returncode is not None, "it never ended"
+        return self.returncode
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        os.kill(self.pid, signal.SIGKILL)
+
+    def _read(self, seconds: float) -> int | None:
+        if not select.select([self._answers], [], [], seconds)[0]:
+            return None
+        line = b""
+        while not line.endswith(b"\n"):
+            line += (byte := os.read(self._answers, 1))
+            assert byte, "what starts commands has ended"
+        return int(line)
 
 
 class Warm:
@@ -60,21 +82,22 @@ class Warm:
 
     def __init__(self, folder: Path, **names: str) -> None:
         self.folder = folder
-        self.server = Command(
-            [sys.executable, "-c", _SERVER], cwd=folder, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        self.command: Command | None = None
+        self.server = subprocess.Popen(
+            [sys.executable, "-c", _SERVER], cwd=folder, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **names},
         )  # fmt: skip
 
     def start(self, *command: str, first: str = "") -> Command:
         """Start a command, once it has executed the Python text `first`."""
         assert self.server.stdin is not None and self.server.stdout is not None
-        print(json.dumps({"command": command, "first": first}), file=self.server.stdin, flush=True)
-        self.server.child = int(self.server.stdout.readline())
-        return self.server
+        self.server.stdin.write(json.dumps({"command": command, "first": first}).encode() + b"\n")
+        self.command = Command(self.server.stdout.fileno())
+        return self.command
 
     def __call__(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
-        status = self.start(*command).status()
+        status = self.start(*command).wait()
         out, err = ((self.folder / name).read_text() for name in ("out", "err"))
         return subprocess.CompletedProcess(command, status, out, err)
 
@@ -86,8 +109,8 @@ def warm(folder: Path, **names: str) -> Iterator[Warm]:
     try:
         yield commands
     finally:
-        if commands.server.child:
+        if commands.command and commands.command.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(commands.server.child, signal.SIGKILL)
+                commands.command.kill()
         commands.server.kill()
         commands.server.wait()

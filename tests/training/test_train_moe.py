@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -140,7 +141,8 @@ def test_a_killed_run_ends_with_the_same_adapter(project, emoe):
     assert not list(checkpoints.iterdir())
     command = emoe.start("train", "--run", run, first=freezes("*/checkpoint-2/whole"))
     until_written(checkpoints, "*/checkpoint-2/whole", command)
-    command.kill_command()
+    command.kill()
+    assert command.wait() == -signal.SIGKILL
     assert not folder.exists()
     done = emoe("train", "--run", run)
     assert done.returncode == 0, done.stderr
