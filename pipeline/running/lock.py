@@ -13,6 +13,7 @@ from pipeline.common.files import write_text
 
 LOCK = Path("dvc.lock")
 _HEAD = "schema: '2.0'\nstages:\n"
+_NONE = "schema: '2.0'\nstages: {}\n"
 _BLOCK = re.compile(r"^  (\S+):\n(?:(?:    .*)?\n)*", re.MULTILINE)
 
 
@@ -33,7 +34,7 @@ def keep_in_lock(entries: Mapping[str, Any]) -> None:
 
 def write_lock(entries: Mapping[str, Any]) -> None:
     """A dvc.lock of these records alone: the commit's own is of another time, and perhaps of another machine."""
-    write_text(LOCK, _HEAD + "".join(_blocks(entries).values()) if entries else "")
+    write_text(LOCK, _HEAD + "".join(_blocks(entries).values()) if entries else _NONE)
 
 
 def sort_lock() -> None:
@@ -66,8 +67,10 @@ def put(path: Path, entries: Mapping[str, Any]) -> bool:
 def read_blocks(path: Path) -> dict[str, str] | None:
     """The stages of a dvc.lock, each with its lines; None where it is not as DVC writes it."""
     text = path.read_text(encoding="utf-8")
+    if text in ("", _NONE):
+        return {}
     blocks = {found[1]: found[0] for found in _BLOCK.finditer(text)}
-    return blocks if text in ("", _HEAD + "".join(blocks.values())) else None
+    return blocks if text == _HEAD + "".join(blocks.values()) else None
 
 
 def _blocks(entries: Mapping[str, Any]) -> dict[str, str]:

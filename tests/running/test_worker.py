@@ -53,6 +53,8 @@ def test_records_are_put_into_dvc_lock_as_dvc_puts_them(tmp_path, before, new):
 
 
 def test_dvc_lock_is_sorted_and_made_of_records(tmp_path, monkeypatch):
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+
     monkeypatch.chdir(tmp_path)
     shutil.copy2(REPOSITORY / "dvc.lock", tmp_path)
     whole = Path("dvc.lock").read_text()
@@ -62,7 +64,8 @@ def test_dvc_lock_is_sorted_and_made_of_records(tmp_path, monkeypatch):
     sort_lock()
     assert Path("dvc.lock").read_text() == whole
     write_lock({})
-    assert Path("dvc.lock").read_text() == "" and put(Path("dvc.lock"), {"train@a": long()})
+    assert COMPILED_LOCKFILE_SCHEMA(safe_load(Path("dvc.lock").read_text())) == {"schema": "2.0", "stages": {}}
+    assert put(Path("dvc.lock"), {"train@a": long()}) and records(["train@a"]) == {"train@a": long()}
 
 
 @pytest.mark.parametrize(
@@ -71,7 +74,7 @@ def test_dvc_lock_is_sorted_and_made_of_records(tmp_path, monkeypatch):
         lambda whole: f"# mine\n{whole}",
         lambda whole: whole.replace("\n    ", "\n  # mine\n    ", 1),
         lambda whole: f"{whole}datasets: []\n",
-        lambda whole: "schema: '2.0'\nstages: {}\n",
+        lambda whole: whole.replace("schema: '2.0'\n", "").rstrip() + "\nschema: '2.0'\n",
     ],
 )
 def test_a_lock_that_somebody_wrote_in_is_read_and_written_as_dvc_does_it(tmp_path, monkeypatch, write_in):
