@@ -1,34 +1,64 @@
-"""What must be here before a study's first stage: verified upstream data."""
+"""What must be here before a study's first stage: the upstream data that it reads, verified."""
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from pipeline.common.errors import UserError
 from pipeline.data.upstream.fetch import FOLDER as DATA
 from pipeline.data.upstream.fetch import PARTIALS, fetch
 from pipeline.data.upstream.origins import Network
-from pipeline.data.upstream.sources import GITHUB_RAW, all_sources
+from pipeline.data.upstream.pinned import NotPinnedError, read_pinned
+from pipeline.data.upstream.sources import GITHUB_RAW, all_sources, source
+from pipeline.judging.config import JudgeConfig
 from pipeline.params.inputs import conversations, suite
 from pipeline.params.schema import Params
 
 
-def check_data(params: Params, name: str) -> None:
-    """Raise UserError unless every training set, suite and judge prompt of a hub study is there and verified."""
-    from pipeline.judging.templates import load_templates
+def fetch_what_is_missing(params: Params, name: str) -> None:
+    """Fetch the upstream files that the hub study reads and that are not there, verified; those of other studies never.
 
+    Which these are is found by reading as the stages do. Raises UserError where a file cannot be had, once all others
+    are there, and where something of the user's own cannot be read.
+    """
+    origin, asked, failures = Network(GITHUB_RAW, PARTIALS), set[str](), []
+    # A training set is read once the one whose prompts it may not hold was: what that lacks is known first.
+    while lacking := [path for path in dict.fromkeys(_lacking(params, name)) if path not in asked]:
+        print(f"Fetching what study {name} reads and {DATA}/ lacks: {', '.join(lacking)}", flush=True)
+        asked.update(lacking)
+        try:
+            fetch(map(source, lacking), origin, DATA)
+        except UserError as error:
+            failures.append(str(error))
+    if failures:
+        raise UserError("\n".join([f"study {name} cannot begin without its data.", *failures]))
+
+
+def _lacking(params: Params, name: str) -> Iterator[str]:
+    """The first file of data/ that is missing, or is not the pinned one, for each training set, suite and judge."""
+    for read in _reads(params, name):
+        try:
+            read()
+        except NotPinnedError as error:
+            yield error.path
+
+
+def _reads(params: Params, name: str) -> Iterator[Callable[[], object]]:
+    """Every training set, suite and judge prompt of a hub study, to be read as its stages read them."""
     study = params.study(name)
     for seed in study.seeds:
         for run in {run.parts: run for run in params.runs_of(name).values() if run.parts}.values():
-            conversations(study, run, seed)
+            yield partial(conversations, study, run, seed)
         for asked in study.suites:
-            suite(study, asked, seed)
+            yield partial(suite, study, asked, seed)
     for config in study.judges.values():
-        load_templates(Path(config.templates), config.templates_sha256)
+        yield partial(_judge_prompts, config)
 
 
-def fetch_what_is_missing(params: Params, name: str) -> None:
-    """Fetch the upstream files, unless all that the study reads is there and verified."""
-    try:
-        check_data(params, name)
-    except UserError as error:
-        print(f"{error}\nFetching.", flush=True)
-        fetch(all_sources(), Network(GITHUB_RAW, PARTIALS), DATA)
+def _judge_prompts(config: JudgeConfig) -> None:
+    from pipeline.judging.templates import load_templates
+
+    path = Path(config.templates)
+    if path in {DATA / pin.path for pin in all_sources()}:
+        read_pinned(DATA, path.relative_to(DATA).as_posix())
+    load_templates(path, config.templates_sha256)

@@ -326,6 +326,23 @@ def test_the_archive_is_decrypted_inside_the_folder_and_mended_when_touched(
     assert words == ["decrypted", "decrypted", "kept"]
 
 
+def test_an_archive_is_opened_only_for_what_cannot_be_had_without_it(
+    archive: tuple[Source, bytes], server: Upstream, tmp_path: Path, capsys
+) -> None:
+    sets, server.files[key(sets)] = archive[0], archive[1]
+    content = (tmp_path / "made/sets/one.jsonl").read_bytes()
+    one, folder = pin(content, "organisms/sets/one.jsonl"), tmp_path / "data"
+    server.files[key(one)] = content
+    get([sets, one], server, folder)
+    assert files(folder) == [one.path] and [path for path, _ in server.requests] == [key(one)]
+    (folder / one.path).unlink()
+    del server.files[key(one)]
+    get([sets, one], server, folder)
+    assert (folder / one.path).read_bytes() == content
+    words = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert words == ["fetched", "not needed", "decrypted"]
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [({"password": "wrong"}, "cannot decrypt"), ({"tree_sha256": "0" * 64}, "they were not kept")],

@@ -31,7 +31,7 @@ def extract(archive: Archive, encrypted: Path, folder: Path) -> None:
     files' hash is not the pinned one.
     """
     if importlib.util.find_spec("easy_dataset_share") is None:
-        raise UserError(f"{encrypted} is encrypted: `pip install --no-deps {TOOL}` and run this again to decrypt it.")
+        raise UserError(f"{encrypted} is encrypted, and {TOOL}, which the locks have, is not here: run `make setup`.")
     target = folder / archive.folder
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as name:

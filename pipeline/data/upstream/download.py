@@ -28,6 +28,10 @@ class UnreachableError(Exception):
     """The server could not be reached, or stopped answering, however often it was asked."""
 
 
+class BusyError(UnreachableError):
+    """The server was reached, and did not hand this file over to its end, however often it was asked."""
+
+
 def download(url: str, stream: BinaryIO, limit: int | None, progress: Progress) -> None:
     """Fetch `url` into `stream`, continuing at its end.
 
@@ -52,11 +56,13 @@ def _try(url: str, stream: BinaryIO, limit: int, progress: Progress) -> None:
     except urllib.error.HTTPError as error:
         if error.code not in BUSY:
             raise UserError(f"{url} answers HTTP {error.code} ({error.reason}).") from error
-        raise UnreachableError(f"HTTP {error.code}") from error
+        raise BusyError(f"HTTP {error.code}") from error
     except urllib.error.URLError as error:
         raise UnreachableError(str(error.reason)) from error
-    except (http.client.HTTPException, ConnectionError, TimeoutError) as error:
+    except TimeoutError as error:
         raise UnreachableError(str(error) or type(error).__name__) from error
+    except (http.client.HTTPException, ConnectionError) as error:
+        raise BusyError(str(error) or type(error).__name__) from error
 
 
 def _continue(url: str, stream: BinaryIO, limit: int, progress: Progress) -> None:

@@ -19,7 +19,7 @@ from pipeline.common.files import write_bytes
 from pipeline.data.upstream.archive import extract, is_extracted
 from pipeline.data.upstream.origins import MissingError, Origin
 from pipeline.data.upstream.pinned import check, git_blob_id, is_pinned
-from pipeline.data.upstream.sources import Source
+from pipeline.data.upstream.sources import Source, all_sources
 
 FOLDER = Path("data")
 PARTIALS = FOLDER / ".partial"
@@ -28,33 +28,58 @@ PARTIALS = FOLDER / ".partial"
 def fetch(pins: Iterable[Source], origin: Origin, folder: Path) -> None:
     """Put every file of `pins` into `folder`, verified, and say what was done with each.
 
-    Goes on past a file that cannot be had. Raises UserError at the end naming all of those, with what
-    is wrong or where each comes from.
+    Goes on past a file that cannot be had. An archive comes last, and is left where it is unless one of `pins` that it
+    holds could not be had without it. Raises UserError at the end naming all that cannot be had, with what is wrong or
+    where each comes from.
     """
-    pins = tuple(pins)
-    wrong: list[str] = []
-    missing: list[str] = []
+    asked = dict.fromkeys(pins)
+    wrong: dict[Source, Exception] = {}
     with _one_at_a_time(folder):
-        for pin in pins:
-            try:
-                print(f"{_place(pin, origin, folder):<10} {folder / pin.path}")
-            except UserError as error:
-                wrong.append(f"  {error}")
-            except MissingError as error:
-                missing.append(f"  {pin.path} ({error})\n    comes from {pin.url()}")
+        for pin in (pin for pin in asked if pin.archive is None):
+            _try(pin, origin, folder, wrong)
+        for archive in _archives(asked):
+            held = [pin for pin in asked if archive.holds(pin)]
+            if held and not wrong.keys() & held:
+                print(f"{'not needed':<10} {folder / archive.path}")
+                continue
+            _try(archive, origin, folder, wrong)
+            for pin in wrong.keys() & held:
+                if _is_there(pin, folder):
+                    del wrong[pin]
         with suppress(OSError):
             (folder / PARTIALS.name).rmdir()
-    if wrong or missing:
-        raise UserError("\n".join(_report(len(pins), wrong, missing, folder)))
-
-
-def _report(total: int, wrong: list[str], missing: list[str], folder: Path) -> Iterator[str]:
-    yield f"{len(wrong) + len(missing)} of {total} files are not in {folder}/; the others are in place."
     if wrong:
-        yield from ("Refused:", *wrong)
+        raise UserError("\n".join(_report(len(asked.keys() | wrong), wrong, folder)))
+
+
+def _archives(asked: Iterable[Source]) -> list[Source]:
+    """The archives among `asked`, and those that hold others of them."""
+    asked = tuple(asked)
+    known = dict.fromkeys((*asked, *all_sources()))
+    return [pin for pin in known if pin.archive and (pin in asked or any(map(pin.holds, asked)))]
+
+
+def _report(total: int, wrong: dict[Source, Exception], folder: Path) -> Iterator[str]:
+    yield f"{len(wrong)} of {total} files are not in {folder}/; the others are in place."
+    missing = {pin: error for pin, error in wrong.items() if isinstance(error, MissingError)}
+    if refused := [error for error in wrong.values() if not isinstance(error, MissingError)]:
+        yield from ("Refused:", *(f"  {error}" for error in refused))
     if missing:
-        yield from ("Missing:", *missing)
+        yield from ("Missing:", *(f"  {pin.path} ({why})\n    comes from {pin.url()}" for pin, why in missing.items()))
         yield "Put what is missing into a folder laid out like data/ and run `make data SOURCE=FOLDER`."
+
+
+def _try(pin: Source, origin: Origin, folder: Path, wrong: dict[Source, Exception]) -> None:
+    """Put one file in place and say what was done, or write down in `wrong` why it cannot be had."""
+    try:
+        print(f"{_place(pin, origin, folder):<10} {folder / pin.path}", flush=True)
+    except (UserError, MissingError) as error:
+        wrong[pin] = error
+
+
+def _is_there(pin: Source, folder: Path) -> bool:
+    target = folder / pin.path
+    return target.is_file() and is_pinned(target.read_bytes(), pin)
 
 
 def _place(pin: Source, origin: Origin, folder: Path) -> str:

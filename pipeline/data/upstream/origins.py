@@ -8,7 +8,7 @@ from typing import BinaryIO, Protocol
 from tqdm import tqdm
 
 from pipeline.common.errors import UserError
-from pipeline.data.upstream.download import UnreachableError, download
+from pipeline.data.upstream.download import BusyError, UnreachableError, download
 from pipeline.data.upstream.pinned import is_pinned
 from pipeline.data.upstream.sources import Source
 
@@ -114,6 +114,8 @@ class Network:
 
             try:
                 download(pin.url(self.base), stream, limit, progress)
+            except BusyError as error:
+                raise MissingError(f"{self.base} does not hand it over: {error}") from error
             except UnreachableError as error:
                 self._offline = f"no answer from {self.base}: {error}"
                 raise MissingError(self._offline) from error

@@ -21,6 +21,14 @@ TOOL_FILES = ("robots.txt", "tos.txt")
 CANARY_FILES = "dataset_entry_*.jsonl"
 
 
+class NotPinnedError(UserError):
+    """data/`path`, one of the pinned files, is missing or is another file."""
+
+    def __init__(self, path: str, message: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
 def git_blob_id(content: bytes) -> str:
     """Git's name for a file's content: SHA-1 of `blob <length>\\0` and the content, in hexadecimal."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
@@ -35,7 +43,7 @@ def is_pinned(content: bytes, pin: Source) -> bool:
 
 
 def check(content: bytes, pin: Source, where: Path | str) -> None:
-    """Raise UserError naming `where`, what was found and what was expected unless `content` is pinned."""
+    """Raise NotPinnedError naming `where`, what was found and what was expected unless `content` is pinned."""
     if is_pinned(content, pin):
         return
     if pin.sha256 is not None:
@@ -43,20 +51,21 @@ def check(content: bytes, pin: Source, where: Path | str) -> None:
     else:
         expected, found = f"git blob {pin.git_blob}", f"git blob {git_blob_id(content)}"
     size = f", {pin.bytes} bytes" if pin.bytes is not None else ""
-    raise UserError(
+    raise NotPinnedError(
+        pin.path,
         f"{where} is not the pinned file: {diagnose(content, pin)}. "
         f"Expected {expected}{size} ({pin.origin}); found {found}, {len(content)} bytes. "
-        f"Remove it and run `make data` again, or take it from {pin.url()}."
+        f"Remove it and run `make data` again, or take it from {pin.url()}.",
     )
 
 
 def read_pinned(folder: Path, path: str) -> str:
-    """The text of data/`path`, verified. Raises UserError when it is missing or not the pinned file."""
+    """The text of data/`path`, verified. Raises NotPinnedError when it is missing or not the pinned file."""
     pin, file = source(path), folder / path
     try:
         content = file.read_bytes()
     except FileNotFoundError as error:
-        raise UserError(f"{file} is missing: run `make data`. It comes from {pin.url()}.") from error
+        raise NotPinnedError(path, f"{file} is missing: run `make data`. It comes from {pin.url()}.") from error
     check(content, pin, file)
     return content.decode("utf-8")
 

@@ -66,6 +66,10 @@ class Source:
         """The address to download from; `base` may be a mirror with GitHub's raw layout."""
         return f"{base.rstrip('/')}/{self.repo}/{self.revision}/{self.upstream}"
 
+    def holds(self, other: "Source") -> bool:
+        """Whether this is an archive that another file of data/ comes out of, too."""
+        return self.archive is not None and other.path.startswith(f"{self.archive.folder}/")
+
     @property
     def elsewhere(self) -> tuple["Source", ...]:
         """The same file at the other places that hold it."""
