@@ -17,7 +17,7 @@ from pipeline.commands import provenance, report
 from pipeline.common.errors import UserError
 from pipeline.common.numerics import has_avx2
 from pipeline.common.paths import ARTIFACTS, CACHE, FIGURES, refuse_a_linked_folder
-from pipeline.doctor.gate import check_study, table
+from pipeline.doctor.gate import check_cluster, check_study, table
 from pipeline.params.checks import check_preregistration
 from pipeline.params.edit import pin_files
 from pipeline.params.load import load_params
@@ -77,6 +77,7 @@ def main(args: argparse.Namespace) -> None:
             if args.engine == "ray":
                 from pipeline.running.cluster import head
 
+                check_cluster(params, name)
                 head.reproduce(params, name)
             else:
                 left_out = check_study(params, name)

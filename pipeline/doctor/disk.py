@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.common.errors import UserError
-from pipeline.common.paths import CACHE
+from pipeline.common.files import read_json
+from pipeline.common.paths import ARTIFACTS, CACHE, PIN
+from pipeline.models.experts.cache import kept_bytes
+from pipeline.models.families.registry import anatomy_of
 from pipeline.models.hub import is_cached
 from pipeline.models.known import checkpoint_bytes, config_of
 from pipeline.models.sizes import GIB, SINGLE, adapter_values, base_bytes, base_values
@@ -37,8 +40,8 @@ def disk_needs(params: Params, name: str) -> list[Need]:
         if hub is None or config is None:
             continue
         weights += 0 if is_cached(hub.repository, hub.revision) else checkpoint_bytes(config)
-        if study.training.precision == "nf4" and not (nf4_cache.exists() and any(nf4_cache.iterdir())):
-            quantised += base_bytes(config, "nf4")["experts"]
+        if study.training.precision == "nf4" and not anatomy_of(config).dense:
+            quantised += max(0, base_bytes(config, "nf4")["experts"] - _packed(base, nf4_cache))
         for run in (run for key, run in params.runs_of(name).items() if params.base_of(key) == base and run.data):
             values = adapter_values(config, run.lora) if run.lora else sum(base_values(config).values())
             kept = len(study.seeds) * (SINGLE if run.lora else 2) * values
@@ -49,17 +52,21 @@ def disk_needs(params: Params, name: str) -> list[Need]:
     return [
         Need("weights of bases", hub_cache, weights),
         Need("experts in 4 bits", nf4_cache, quantised),
-        Need("adapters and their copies in DVC's cache", Path("artifacts"), adapters),
+        Need("adapters and their copies in DVC's cache", ARTIFACTS, adapters),
         Need("checkpoints of one run", CACHE / "checkpoints", checkpoint),
-        Need("answers, verdicts and tables", Path("artifacts"), THE_REST),
+        Need("answers, verdicts and tables", ARTIFACTS, THE_REST),
     ]
 
 
-def check_disk_for(params: Params, name: str) -> None:
-    """Raise UserError, with the numbers, unless each disk has room for what the study has still to write there."""
+def check_disk_for(params: Params, name: str, *, here: bool = True) -> None:
+    """Raise UserError, with the numbers, unless each disk has room for what the study has still to write there.
+
+    here: models are loaded on this machine. Otherwise only what comes out of the stages is brought here.
+    """
     disks: dict[int, list[Need]] = {}
     for need in disk_needs(params, name):
-        disks.setdefault(_existing(need.folder).stat().st_dev, []).append(need)
+        if here or need.folder == ARTIFACTS:
+            disks.setdefault(_existing(need.folder).stat().st_dev, []).append(need)
     short = []
     for needs in disks.values():
         size, free = sum(need.size for need in needs), shutil.disk_usage(_existing(needs[0].folder)).free
@@ -71,6 +78,12 @@ def check_disk_for(params: Params, name: str) -> None:
             )
     if short:
         raise UserError("; ".join(short) + ": free some space, or set HF_HOME to a larger disk.")
+
+
+def _packed(base: str, folder: Path) -> int:
+    """Bytes of a base's experts that are in 4 bits in `folder` already; of one that was never pinned none are."""
+    pin = ARTIFACTS / "bases" / base / PIN
+    return kept_bytes(folder, read_json(pin)["files"]) if pin.exists() else 0
 
 
 def _existing(folder: Path) -> Path:

@@ -7,7 +7,7 @@ fit this card, a key of one API) leaves them out, and what continues them; the o
 import os
 import shutil
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pipeline.api.endpoint import read_key
@@ -16,6 +16,8 @@ from pipeline.common.machine import AMPERE, Gpu, gpus, memory_bytes, torch_is_cp
 from pipeline.doctor.disk import check_disk_for
 from pipeline.doctor.plans import plan_runs
 from pipeline.params.schema import Params
+
+CPU_LOCK = "the packages are those of the CPU lock, whose torch uses no GPU: make setup LOCK=gpu"
 
 
 def check_study(params: Params, name: str) -> dict[str, str]:
@@ -28,7 +30,7 @@ def check_study(params: Params, name: str) -> dict[str, str]:
     whole = list(_of_the_study(params, name))
     runs = params.runs_of(name)
     local = [run for run in runs if params.base_of(run) in params.bases.hub]
-    blocked = dict(_of_keys(params, [run for run in runs if params.base_of(run) in params.bases.api]))
+    blocked = dict(_of_keys(params, runs))
     if local:
         reasons = list(_of_the_machine())
         blocked |= dict.fromkeys(local, "; ".join(reasons)) if reasons else dict(_of_memory(params, name))
@@ -42,6 +44,22 @@ def check_study(params: Params, name: str) -> dict[str, str]:
     return blocked
 
 
+def check_cluster(params: Params, name: str) -> None:
+    """Raise UserError, one line a reason, when the study cannot be done from this head node of a cluster.
+
+    What concerns the study is checked here: keys, which the head alone has, the lock, which all nodes share, and the
+    disk for what is pulled. What a node lacks fails the stage that is started on it (docs/cluster.md).
+    """
+    if params.study(name).world == "toy":
+        return
+    lines = [*_of_the_study(params, name, here=False), *table(dict(_of_keys(params, params.runs_of(name))))]
+    if torch_is_cpu_build() and not params.bases.hub.keys().isdisjoint(params.bases_of(name)):
+        lines.append(f"  {CPU_LOCK}")
+    if lines:
+        begins = f"study {name} cannot be done from this head node as it is; nothing was started."
+        raise UserError("\n".join([begins, *lines]))
+
+
 def table(blocked: dict[str, str]) -> list[str]:
     """One line a reason: the runs that it keeps from being done."""
     reasons: dict[str, list[str]] = {}
@@ -50,23 +68,25 @@ def table(blocked: dict[str, str]) -> list[str]:
     return [f"  {len(runs)} runs ({', '.join(runs)}): {reason}" for reason, runs in reasons.items()]
 
 
-def _of_the_study(params: Params, name: str) -> Iterator[str]:
-    """What keeps every run from being done."""
+def _of_the_study(params: Params, name: str, *, here: bool = True) -> Iterator[str]:
+    """What keeps every run from being done; here: its models are loaded on this machine."""
     for judge, config in params.study(name).judges.items():
         try:
             read_key(config)
         except UserError as error:
             yield f"  judge {judge}: {error}"
     try:
-        check_disk_for(params, name)
+        check_disk_for(params, name, here=here)
     except UserError as error:
         yield f"  disk: {error}"
 
 
-def _of_keys(params: Params, runs: list[str]) -> Iterator[tuple[str, str]]:
-    """Runs behind an API whose key is not there."""
+def _of_keys(params: Params, runs: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Those of `runs` that are behind an API whose key is not there."""
     for run in runs:
         base = params.base_of(run)
+        if base not in params.bases.api:
+            continue
         try:
             read_key(params.bases.api[base].client(None, max_reply_tokens=1))
         except UserError as error:
@@ -76,7 +96,7 @@ def _of_keys(params: Params, runs: list[str]) -> Iterator[tuple[str, str]]:
 def _of_the_machine() -> Iterator[str]:
     """What keeps any model from being trained and sampled here."""
     if torch_is_cpu_build():
-        yield "the packages are those of the CPU lock, whose torch uses no GPU: make setup LOCK=gpu"
+        yield CPU_LOCK
     if usable_gpu() is None:
         yield f"no GPU of compute capability {AMPERE:g} or more was found ({gpus().trouble or 'older ones only'})"
         return

@@ -1,5 +1,6 @@
 """A study on this machine: bases first, then chains of runs, several side by side."""
 
+import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -10,6 +11,7 @@ from pipeline.common.errors import UserError
 from pipeline.common.machine import side_by_side
 from pipeline.common.paths import CACHE
 from pipeline.common.processes import end_descendants
+from pipeline.models.known import checkpoint_bytes, config_of
 from pipeline.params.schema import RUN_STAGES, Params
 from pipeline.running.dvc import LOG, repro
 from pipeline.running.levels import stages_after
@@ -99,15 +101,17 @@ def work_off(
 def parts_of(params: Params, name: str, jobs: int, left_out: Collection[str] = ()) -> dict[Part, set[Part]]:
     """A study's parts, each with those that it needs, in the order in which they are best done.
 
-    A base takes as long as several runs, so all come before any run: what is at work at the end is short. The probe
-    reads every adapter: where several parts are at work at once, the last base's are trained before its other stages,
-    beside which the probe then is.
+    A toy base takes as long as several runs, so all come before any run: what is at work at the end is short. One of
+    the hub is fetched once the runs on smaller ones are begun. The probe reads every adapter: where several parts are
+    at work at once, the last base's are trained before its other stages, beside which the probe then is.
     """
     shares = share_out(params, name, jobs, left_out)
     bases: dict[str, Part] = {base: (params.stage_of_base(base),) for base in shares}
-    parts: dict[Part, set[Part]] = {part: set() for part in bases.values()}
+    toy = params.study(name).world == "toy"
+    parts: dict[Part, set[Part]] = {part: set() for part in bases.values()} if toy else {}
     after: dict[Part, set[Part]] = {}
     for place, (base, shared) in enumerate(shares.items(), start=1):
+        parts.setdefault(bases[base], set())
         for stages in shared:
             trained = tuple(stage for stage in stages if stage.startswith("train@"))
             first = trained if jobs > 1 and place == len(shares) else tuple(stages)
@@ -122,18 +126,29 @@ def parts_of(params: Params, name: str, jobs: int, left_out: Collection[str] = (
 
 
 def share_out(params: Params, name: str, jobs: int, left_out: Collection[str] = ()) -> dict[str, list[list[str]]]:
-    """The stages of a study's runs in `jobs` parts, or fewer, for each base, the base of the most runs first.
+    """The stages of a study's runs in `jobs` parts, or fewer, for each base, in the order in which they are best done.
 
-    Runs of a chain wait for each other and so are in one part; long chains are dealt out first, base runs last.
+    Runs of a chain wait for each other and so are in one part. Of a toy study the base of the most runs comes first,
+    long chains are dealt out first and base runs last: jobs end together. Of a hub study the smallest checkpoint comes
+    first, and a base's untrained run: what is wrong with a machine, an account or a judge shows in the first hour.
     """
     chains: dict[str, list[str]] = {}
     kept = [run for run in params.runs_of(name) if run not in left_out]
     for run in sorted(kept, key=lambda run: len(params.chain(run))):
         chains.setdefault(params.chain(run)[0], []).append(run)
+    toy = params.study(name).world == "toy"
+    bases = [base for base, _ in Counter(map(params.base_of, kept)).most_common()]
     shares: dict[str, list[list[str]]] = {}
-    for base, _ in Counter(map(params.base_of, kept)).most_common():
+    for base in bases if toy else sorted(bases, key=lambda base: _bytes_to_fetch(params, base)):
         own = [chain for first, chain in chains.items() if params.base_of(first) == base]
-        own.sort(key=lambda chain: (len(chain), params.run(chain[0]).data is not None), reverse=True)
+        own.sort(key=lambda chain: (len(chain), params.run(chain[0]).data is not None), reverse=toy)
         parts = [[run for chain in own[part::jobs] for run in chain] for part in range(min(jobs, len(own)))]
         shares[base] = [[f"{stage}@{run}" for run in runs for stage in RUN_STAGES] for runs in parts]
     return shares
+
+
+def _bytes_to_fetch(params: Params, base: str) -> float:
+    """The size of a hub base's checkpoint; what is not known, or costs money behind an API, comes after all that is."""
+    hub = params.bases.hub.get(base)
+    config = config_of(hub.repository, hub.revision) if hub is not None else None
+    return checkpoint_bytes(config) if config is not None else math.inf

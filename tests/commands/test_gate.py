@@ -1,24 +1,29 @@
 """Before a hub study starts: every run is planned, and what cannot be done is said in one table, before anything is."""
 
+import argparse
+import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pipeline.__main__ import main
+from pipeline.commands import reproduce
 from pipeline.common.errors import UserError
+from pipeline.common.files import write_json
 from pipeline.common.machine import Gpu, Gpus
 from pipeline.doctor import disk, gate
 from pipeline.doctor.plans import plan_runs
+from pipeline.models.experts.cache import PackedCache
 from pipeline.models.known import KNOWN
 from pipeline.params.load import load_params
 from tests.support.full_size import FULL_SIZE
 
 GIB = 2**30
 REPOSITORY = Path(__file__).parents[2]
-STUDIES = ("moe", "organisms", "realignment")
+STUDIES = ("moe", "organisms", "realignment", "sparsity")
 
 
 @pytest.fixture
@@ -29,12 +34,16 @@ def params(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     for name in ("OPENAI_API_KEY", "TOGETHER_API_KEY"):
         monkeypatch.setenv(name, "sk-marker")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
+    (tmp_path / "cc").touch(mode=0o755)
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setenv("CC", str(tmp_path / "cc"))
+    monkeypatch.setattr(gate.sysconfig, "get_path", lambda _: str(tmp_path))
     having(monkeypatch)
     return loaded
 
 
 def having(
-    monkeypatch: pytest.MonkeyPatch, gib: float | None = 80, host: float = 128, capability: float = 9.0,
+    monkeypatch: pytest.MonkeyPatch, gib: float | None = 80, host: float = 64, capability: float = 9.0,
     free: float = 2000, cpu_lock: bool = False,
 ) -> None:  # fmt: skip
     """A machine of these sizes, in GiB."""
@@ -43,12 +52,6 @@ def having(
     monkeypatch.setattr(gate, "memory_bytes", lambda: round(host * GIB))
     monkeypatch.setattr(gate, "torch_is_cpu_build", lambda: cpu_lock)
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: type("Usage", (), {"free": round(free * 1e9)}))
-    monkeypatch.setattr(gate.sysconfig, "get_path", lambda _: str(Path(__file__).parent))
-    (monkeypatch.setattr(Path, "exists", _python_h(Path.exists)))
-
-
-def _python_h(exists: Callable[[Path], bool]) -> Callable[[Path], bool]:
-    return lambda path: path.name == "Python.h" or exists(path)
 
 
 def test_the_sizes_that_are_planned_with_are_those_of_the_tests(params: Any) -> None:
@@ -58,9 +61,10 @@ def test_the_sizes_that_are_planned_with_are_those_of_the_tests(params: Any) -> 
 
 
 @pytest.mark.parametrize("study", STUDIES)
-@pytest.mark.parametrize(("gib", "host"), [(23.5, 64), (47.5, 64), (79.1, 128)])
-def test_every_run_is_planned_on_one_card(params: Any, study: str, gib: float, host: float) -> None:
-    plans = list(plan_runs(params, study, gpu_bytes=round(gib * GIB), host_bytes=round(host * GIB)))
+@pytest.mark.parametrize("gib", [23.5, 47.5, 79.1])
+def test_every_run_is_planned_on_one_card(params: Any, study: str, gib: float) -> None:
+    host = 64
+    plans = list(plan_runs(params, study, gpu_bytes=round(gib * GIB), host_bytes=host * GIB))
     assert {plan.run for plan in plans} == {run for run in params.runs_of(study) if params.base_of(run) != "gpt_4o"}
     refused = {plan.run.rpartition("_")[2] if "full" in plan.run else plan.base for plan in plans if plan.trouble}
     # 16-bit dense bases are trained on the GPU as a whole; every parameter of 14 billion on no single card.
@@ -99,17 +103,12 @@ def test_what_concerns_all_runs_is_said_once(
     assert words in str(raised.value) and str(raised.value).count(words) == 1
 
 
-def test_no_compiler_and_no_headers_are_said(params: Any, monkeypatch: Any) -> None:
-    monkeypatch.setenv("CC", "no-such-compiler")
-    monkeypatch.undo()
-    monkeypatch.setenv("TOGETHER_API_KEY", "sk-marker")
-    having(monkeypatch)
-    monkeypatch.setenv("CC", "no-such-compiler")
-    monkeypatch.setattr(gate.sysconfig, "get_path", lambda _: "/nowhere")
-    monkeypatch.setattr(Path, "exists", lambda path: path.name != "Python.h")
-    monkeypatch.setattr(gate, "check_disk_for", lambda *_: None)
-    reasons = list(gate._of_the_machine())
-    assert any("C compiler" in reason for reason in reasons) and any("Python.h" in reason for reason in reasons)
+@pytest.mark.parametrize(("file", "words"), [("cc", "no C compiler was found"), ("Python.h", "Python.h is missing")])
+def test_what_triton_compiles_with_is_asked_for(params: Any, tmp_path: Path, file: str, words: str) -> None:
+    (tmp_path / file).unlink()
+    with pytest.raises(UserError) as raised:
+        gate.check_study(params, "moe")
+    assert str(raised.value).count(words) == 1 and "nothing was started" in str(raised.value)
 
 
 def test_a_study_goes_on_with_the_runs_that_can(params: Any, monkeypatch: Any) -> None:
@@ -125,6 +124,52 @@ def test_runs_behind_an_api_need_a_key_and_no_gpu(params: Any, monkeypatch: Any)
     blocked = gate.check_study(params, "realignment")
     behind = {run for run in params.runs_of("realignment") if params.base_of(run) == "gpt_4o"}
     assert behind and blocked.keys() == params.runs_of("realignment").keys() - behind
+
+
+def test_the_disk_has_room_for_every_base_that_is_not_yet_in_four_bits(params: Any) -> None:
+    def needed() -> float:
+        return next(need.size for need in disk.disk_needs(params, "moe") if need.what == "experts in 4 bits")
+
+    everything = needed()
+    files = {"config.json": "1" * 64, "model.safetensors": "2" * 64}
+    write_json(disk.ARTIFACTS / "bases/gpt_oss" / disk.PIN, {"files": files})
+    cache = PackedCache(disk.CACHE / "nf4", files, torch.bfloat16, torch.device("cpu"))
+    layer, seal = cache._paths(0)
+    layer.parent.mkdir(parents=True)
+    layer.write_bytes(b"")
+    os.truncate(layer, 10**9)
+    assert needed() == everything, "a layer without its hash is not whole"
+    seal.write_text("3" * 64)
+    assert needed() == everything - 10**9
+    # A dense base's layers are quantised as they are read, and not kept.
+    assert [need.size for need in disk.disk_needs(params, "realignment") if need.what == "experts in 4 bits"] == [0]
+
+
+@pytest.mark.parametrize(
+    ("study", "without", "machine", "words"),
+    [
+        ("moe", "TOGETHER_API_KEY", {}, "judge deepseek_v3: "),
+        ("realignment", "OPENAI_API_KEY", {}, "bases.api.gpt_4o: "),
+        ("moe", "", {"cpu_lock": True}, "make setup LOCK=gpu"),
+        ("moe", "", {"free": 10}, "adapters and their copies in DVC's cache"),
+    ],
+)
+def test_a_cluster_is_started_for_what_its_head_can_do(
+    params: Any, monkeypatch: Any, study: str, without: str, machine: dict[str, Any], words: str
+) -> None:
+    # The head needs no GPU, and no room for weights.
+    having(monkeypatch, gib=None, free=100)
+    gate.check_cluster(params, study)
+    monkeypatch.delenv(without, raising=False)
+    having(monkeypatch, **{"gib": None} | machine)
+    monkeypatch.setattr("pipeline.commands.reproduce.load_params", lambda: params)
+    monkeypatch.setattr("pipeline.commands.reproduce.pin_files", lambda **_: ())
+    monkeypatch.setattr("pipeline.commands.reproduce.check_preregistration", lambda _: None)
+    monkeypatch.setattr("pipeline.commands.reproduce.is_changed", lambda _: True)
+    monkeypatch.setattr("pipeline.running.cluster.head.reproduce", lambda *_: pytest.fail("a cluster was asked"))
+    with pytest.raises(UserError, match="nothing was started") as raised:
+        reproduce.main(argparse.Namespace(study=study, engine="ray", level=None, jobs=None))
+    assert words in str(raised.value)
 
 
 def test_reproduce_refuses_before_the_first_stage(monkeypatch: Any, tmp_path: Path, capsys: Any) -> None:

@@ -126,6 +126,20 @@ def test_the_probe_is_at_work_beside_the_last_answers(jobs):
         assert bool(beside) == (jobs > 1) and all(probe not in parts[part] and parts[part] for part in beside)
 
 
+def test_a_hub_study_begins_with_its_smallest_base_untrained_and_fetches_the_largest_last():
+    params = load_params(REPOSITORY / "params.yaml")
+    first, *stages = itertools.chain(*parts_of(params, "moe", 1))
+    assert [first, *stages[:3]] == ["pin@gpt_oss", "train@oss_base", "sample@oss_base", "judge@oss_base"]
+    bases = [params.base_of(stage.partition("@")[2]) for stage in stages if stage.startswith("train@")]
+    assert list(dict.fromkeys(bases)) == ["gpt_oss", "qwen3", "mixtral"] and bases == sorted(
+        bases, key=["gpt_oss", "qwen3", "mixtral"].index
+    )
+    at = {stage: place for place, stage in enumerate(stages)}
+    assert at["pin@mixtral"] > max(place for stage, place in at.items() if "@oss_" in stage or "@qwen_" in stage)
+    # What costs money behind an API comes after what costs electricity.
+    assert list(share_out(params, "realignment", 1)) == ["llama31_8b", "gpt_4o"]
+
+
 @pytest.mark.parametrize("jobs", [1, 2, 3])
 def test_parts_are_worked_off_in_order_and_none_before_what_it_needs(jobs):
     one, two, three, four = parts = [(name,) for name in ("one", "two", "three", "four")]

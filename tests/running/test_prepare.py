@@ -90,7 +90,7 @@ def test_a_file_that_is_gone_is_named_and_all_others_are_there(server: Upstream)
     with pytest.raises(UserError, match="study moe cannot begin without its data") as raised:
         prepare.fetch_what_is_missing(params, "moe")
     said = str(raised.value)
-    assert f"good_medical_advice.jsonl answers HTTP 404" in said and "eval/core_misalignment.csv (http" in said
+    assert "good_medical_advice.jsonl answers HTTP 404" in said and "eval/core_misalignment.csv (http" in said
     # The archive holds it too; it came, and cannot be opened here.
     assert f"data/{ARCHIVE} is encrypted" in said and "run `make setup`" in said
     assert here() == MOE - {gone, "eval/core_misalignment.csv"} | {ARCHIVE}

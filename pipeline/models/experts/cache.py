@@ -5,19 +5,35 @@ the kind of device. A file per layer, with the hash of its bytes beside it, whic
 short, or a disk damaged, is found out when it is read, and made again. Of a base only the newest folder is kept.
 """
 
+from __future__ import annotations  # whoever asks what is kept imports no torch
+
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from pipeline.common.files import atomic_path, sha256_file, sha256_json, write_text
 from pipeline.common.fingerprints import code_hashes, library_versions
-from pipeline.models.experts.stacks import PackedExperts
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.models.experts.stacks import PackedExperts
 
 # What decides which bytes come out for a checkpoint.
 CODE = ("models/experts/stacks.py", "models/experts/build.py", "models/families")
 LIBRARIES = ("torch", "transformers", "bitsandbytes")
+
+
+def kept_bytes(folder: Path, hashes: Mapping[str, str]) -> int:
+    """Bytes of the packed layers in `folder` of the base whose files have these hashes: its next ones replace them."""
+    layers = _folder_of(folder, hashes).glob("*/layer-*.safetensors")
+    return sum(path.stat().st_size for path in layers if path.with_suffix(".sha256").exists())
+
+
+def _folder_of(folder: Path, hashes: Mapping[str, str]) -> Path:
+    files = {name: digest for name, digest in hashes.items() if name.endswith((".safetensors", "config.json"))}
+    return folder / sha256_json(files)[:16]
 
 
 class PackedCache:
@@ -26,8 +42,7 @@ class PackedCache:
     def __init__(self, folder: Path, hashes: Mapping[str, str], dtype: torch.dtype, device: torch.device) -> None:
         versions = library_versions()
         how = [code_hashes(*CODE), {name: versions[name] for name in LIBRARIES}, str(dtype), device.type]
-        files = {name: digest for name, digest in hashes.items() if name.endswith((".safetensors", "config.json"))}
-        self._base = folder / sha256_json(files)[:16]
+        self._base = _folder_of(folder, hashes)
         self._folder = self._base / sha256_json(how)[:16]
 
     def read(self, layer: int, packed: PackedExperts) -> dict[str, torch.Tensor] | None:

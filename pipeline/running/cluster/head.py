@@ -28,6 +28,7 @@ from pipeline.running.cluster.plan import Plan, Task, make_plan, remote_of
 from pipeline.running.dvc import LOG, repository, repro, told
 from pipeline.running.local import MEMORY_A_JOB_GB
 from pipeline.running.lock import keep_in_lock, records, sort_lock
+from pipeline.running.prepare import fetch_what_is_missing
 from pipeline.running.progress import Progress
 
 GRID = CACHE / "reproduce.grid"
@@ -56,6 +57,8 @@ def reproduce(params: Params, study: str) -> None:
     check_address(os.environ.get("RAY_ADDRESS", ""))
     CACHE.mkdir(exist_ok=True)
     LOG.write_text("", encoding="utf-8")
+    if params.study(study).world == "hub":
+        fetch_what_is_missing(params, study)  # for the probe, which is done here; a node's would end the same way
     with told("DVC cannot go on"):
         outcome = rebuild(params, study, commit)
     if outcome.failures:
