@@ -1,5 +1,6 @@
-# The image with everything that a study needs: `docker run --gpus all emoe make reproduce` runs the paper's
-# study where it finds an Ampere-or-newer GPU and the toy study where it finds none.
+# The image with everything that a study needs: `docker run --gpus all --ipc=host emoe make reproduce` runs the paper's
+# study where it finds an Ampere-or-newer GPU and the toy study where it finds none. (Several GPUs, and an engine's
+# processes, share memory, of which a container has 64 MB by itself.)
 #
 #   docker build -t emoe .                                                    CUDA 13, driver >= 580 on the host
 #   docker build -t emoe --build-arg BASE_IMAGE=debian:bookworm-slim --build-arg LOCK=cpu .     no GPU, 2 GB

@@ -75,7 +75,7 @@ lint: setup  ## ruff, mypy, hadolint, detect-secrets, and no notebook: what pre-
 lock: setup  ## remake the locks from pyproject.toml
 	@bash locks/lock.sh $(ARGS)
 
-image:  ## build the container image (docker, or DOCKER=podman); LOCK=cpu BASE_IMAGE=debian:bookworm-slim: one without CUDA
+image:  ## build the container image (run it with --gpus all --ipc=host); DOCKER=podman; LOCK=cpu BASE_IMAGE=debian:bookworm-slim: one without CUDA
 	@$(DOCKER) build --tag emoe --build-arg REVISION=$$(git describe --always --abbrev=40 --dirty) \
 	  $(foreach name,LOCK BASE_IMAGE,$(if $($(name)),--build-arg $(name)=$($(name)))) $(ARGS) .
 

@@ -9,7 +9,7 @@ from graphlib import TopologicalSorter
 
 from pipeline.common.errors import UserError
 from pipeline.common.machine import side_by_side
-from pipeline.common.paths import CACHE
+from pipeline.common.paths import CACHE, PARAMS
 from pipeline.common.processes import end_descendants
 from pipeline.models.known import checkpoint_bytes, config_of
 from pipeline.params.schema import RUN_STAGES, Params
@@ -65,7 +65,10 @@ def reproduce(params: Params, name: str, jobs: int, level: str | None = None, le
             end_descendants(GRACE_S)
             raise
     if left_out:
-        failures.append(f"{len(left_out)} runs were left out, so there are no tables yet: {', '.join(left_out)}.")
+        failures.append(
+            f"{len(left_out)} runs were left out, so there are no tables yet: {', '.join(left_out)}. Run this where "
+            f"they can be done; or take them out of {PARAMS}, and out of what names them under studies.{name}."
+        )
     sort_lock()
     if failures:
         raise UserError("\n".join(failures) + f"\nWhat was finished is kept; the whole output is in {LOG}.")
