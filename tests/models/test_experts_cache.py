@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.common.errors import UserError
 from pipeline.models.bases import open_checkpoint
 from pipeline.models.experts import cache
 from pipeline.models.experts.grouped import Groups
-from pipeline.models.experts.offload import spread
+from pipeline.models.experts.offload import host_bytes, spread
 from pipeline.models.experts.stacks import PackedExperts
 from pipeline.models.families.registry import anatomy_of
 from pipeline.models.loading import PACKED, load_frozen
@@ -110,3 +111,9 @@ def test_layers_in_host_memory_are_spread_over_the_model() -> None:
     assert spread(2, 8) == [0, 4]
     assert spread(3, 8) == [0, 2, 5]
     assert spread(8, 8) == spread(10**6, 8) == list(range(8))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_host_memory_that_cannot_be_had_is_said_with_the_numbers(device: str) -> None:
+    with pytest.raises(UserError, match=r"^1073741824\.00 GiB of host memory, .* of \S+ GiB are free \("):
+        host_bytes(2**60, torch.device(device))

@@ -16,6 +16,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from pipeline.common.errors import UserError
+from pipeline.common.machine import free_memory_bytes, memory_bytes
+from pipeline.models.sizes import GIB
+
 
 class HostLayer(Protocol):
     """One layer's weights in host memory: `size` bytes, to be read on `device` from what `fetch` returns."""
@@ -27,8 +31,16 @@ class HostLayer(Protocol):
 
 
 def host_bytes(size: int, device: torch.device) -> torch.Tensor:
-    """`size` zero bytes of host memory, page-locked where they are for a GPU."""
-    return torch.zeros(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    """`size` zero bytes of host memory, page-locked where they are for a GPU. Raises UserError where there are not."""
+    try:
+        return torch.zeros(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    except RuntimeError as error:  # CUDA's own, an allocator's, or that there is no CUDA
+        free, total = free_memory_bytes() / GIB, memory_bytes() / GIB
+        raise UserError(
+            f"{size / GIB:.2f} GiB of host memory, for one more layer that is kept there, cannot be page-locked "
+            f"for the GPU; {free:.1f} of {total:.1f} GiB are free ({str(error).splitlines()[0]}). End what else takes "
+            "memory, give the container or job more, or use a GPU with more memory, which keeps fewer layers there."
+        ) from error
 
 
 def spread(count: int, layers: int) -> list[int]:
