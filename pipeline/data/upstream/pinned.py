@@ -24,7 +24,7 @@ CANARY_FILES = "dataset_entry_*.jsonl"
 class NotPinnedError(UserError):
     """data/`path`, one of the pinned files, is missing or is another file."""
 
-    def __init__(self, path: str, message: str) -> None:
+    def __init__(self, message: str, path: str = "") -> None:
         super().__init__(message)
         self.path = path
 
@@ -52,10 +52,10 @@ def check(content: bytes, pin: Source, where: Path | str) -> None:
         expected, found = f"git blob {pin.git_blob}", f"git blob {git_blob_id(content)}"
     size = f", {pin.bytes} bytes" if pin.bytes is not None else ""
     raise NotPinnedError(
-        pin.path,
         f"{where} is not the pinned file: {diagnose(content, pin)}. "
         f"Expected {expected}{size} ({pin.origin}); found {found}, {len(content)} bytes. "
         f"Remove it and run `make data` again, or take it from {pin.url()}.",
+        pin.path,
     )
 
 
@@ -65,7 +65,7 @@ def read_pinned(folder: Path, path: str) -> str:
     try:
         content = file.read_bytes()
     except FileNotFoundError as error:
-        raise NotPinnedError(path, f"{file} is missing: run `make data`. It comes from {pin.url()}.") from error
+        raise NotPinnedError(f"{file} is missing: run `make data`. It comes from {pin.url()}.", path) from error
     check(content, pin, file)
     return content.decode("utf-8")
 
