@@ -110,7 +110,7 @@ class HuggingFace:
                 print(f"sampling: {plan}", flush=True)
                 _refuse_if_taken(plan, device)
             self._model = load_frozen(model.base, model.precision, device, offloaded=wanted[2])
-            if model.precision != "float32":
+            if plan is not None:
                 from pipeline.sampling.attention import use_grouped_attention
 
                 use_grouped_attention(self._model)

@@ -205,6 +205,8 @@ def serve(
             generation_config="vllm",
             # Compiled graphs pay on GPUs alone.
             enforce_eager=visible is None,
+            # Of a prompt that is read in parts it takes back the random numbers of all but the last: CPUs cannot.
+            enable_chunked_prefill=visible is not None,
             seed=0,
         ).llm_engine
     except (ValueError, torch.OutOfMemoryError) as error:
