@@ -42,7 +42,7 @@ class HuggingFace:
             return self._settings.batch or len(requests)
         return BATCHES_TOGETHER * self._plan(model, requests).batch
 
-    def version(self, model: Model) -> str:
+    def version(self) -> str:
         """transformers; its version is among the libraries'."""
         return "transformers"
 

@@ -63,7 +63,7 @@ class VLLM:
         """One: an engine batches by itself, and each of its answers is kept as it comes."""
         return 1
 
-    def version(self, model: Model) -> str:
+    def version(self) -> str:
         """The installed engine's name and version. Raises UserError where there is none."""
         return engine_version()
 
