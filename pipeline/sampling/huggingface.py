@@ -67,7 +67,14 @@ class HuggingFace:
 
         plan = self._plans.get(_base(model))
         room = None if plan is None else Room(rows=plan.batch, columns=plan.room, prefill=plan.prefill)
-        tokens = generate(self._model, prompts, choose_tokens, settings.max_new_tokens, chat.ends, chat.pad, room)
+        try:
+            tokens = generate(self._model, prompts, choose_tokens, settings.max_new_tokens, chat.ends, chat.pad, room)
+        except torch.OutOfMemoryError as error:
+            rows = len(prompts) if room is None else min(room.rows, len(prompts))
+            raise UserError(
+                f"{rows} answers at once do not fit this GPU: {str(error).splitlines()[0]} End what else runs on it, "
+                f"or set sampling.batch to {max(1, rows // 2)} and run again; answers that are there are kept."
+            ) from error
         return [chat.read(prompt, completion) for prompt, completion in zip(prompts, tokens, strict=True)]
 
     def _chat(self, model: Model) -> Chat:
