@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.common.errors import UserError
+from pipeline.models.cards import SLOW, Rates
 from pipeline.models.families.registry import anatomy_of
 from pipeline.models.sizes import CONTEXT, GIB, HALF, NF4, SINGLE, SLACK, adapter_values, base_bytes
 from pipeline.models.spec import AdapterSpec
@@ -31,8 +32,6 @@ PREFILL = (8192, 2048, 512)
 SCORES = 3 * HALF + SINGLE
 # How often the logits whose distributions are held at once (random_choice.py) are held: chances, sorted, with places.
 CHOICE_COPIES = 6
-# Bytes a second of the slowest card that is planned for, to weigh plans against each other: memory, PCIe.
-MEMORY_RATE, COPY_RATE = 9e11, 2e10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,14 +70,15 @@ def plan_sampling(
     requests: int = MOST,
     prompt_tokens: int = LONGEST_PROMPT,
     most: int | None = None,
+    rates: Rates = SLOW,
 ) -> SamplingPlan:
     """The fastest plan that fits one GPU.
 
     config: the model's, or an object with its fields. lora: the largest adapter that is put on the base, None where
     there is none. precision: of the base. new_tokens: the longest answer; prompt_tokens: the longest prompt; requests:
     how many answers there are to sample; most: how many may be sampled at once, None: as many as pay. host_bytes: what
-    weights may take of host memory. Raises UserError, with the
-    numbers, when one answer at a time with every layer in host memory does not fit.
+    weights may take of host memory. rates: the card's, by which plans are weighed. Raises UserError, with the numbers,
+    when one answer at a time with every layer in host memory does not fit.
     """
     anatomy, sizes = anatomy_of(config), _sizes(config, lora, precision)
     best: tuple[float, SamplingPlan] | None = None
@@ -93,7 +93,7 @@ def plan_sampling(
             plan = _plan(sizes, batch, room, prefill, forward, streamed)
             smallest = plan if smallest is None or plan.peak < smallest.peak else smallest
             if plan.peak <= gpu_bytes and plan.host <= host_bytes:
-                cost = passes * _seconds_a_pass(sizes, plan)
+                cost = passes * _seconds_a_pass(sizes, plan, rates)
                 if best is None or cost < best[0]:
                     best = cost, plan
                 break
@@ -205,8 +205,8 @@ def _forward_bytes(config: Any, prefill: int, prompt_tokens: int, batch: int) ->
     return max(attention + experts + prompts, choice)
 
 
-def _seconds_a_pass(sizes: _Sizes, plan: SamplingPlan) -> float:
+def _seconds_a_pass(sizes: _Sizes, plan: SamplingPlan, rates: Rates) -> float:
     """What a forward pass takes by its traffic: weights (from 4 bits: read, written, read again), copies meanwhile."""
     traffic = sizes.weights * (1 + (2 * HALF / NF4 if sizes.quantised else 0))
     cache = plan.batch * plan.room * sizes.cache
-    return max((traffic + cache) / MEMORY_RATE, plan.host / COPY_RATE)
+    return max((traffic + cache) / rates.memory, plan.host / rates.copies)

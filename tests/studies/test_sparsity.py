@@ -10,8 +10,8 @@ from scipy.optimize import brentq
 from benchmarks import sparsity as benchmark
 from pipeline.common.errors import UserError
 from pipeline.common.files import read_json
-from pipeline.doctor.cards import CARDS
 from pipeline.doctor.plans import plan_runs
+from pipeline.models.cards import CARDS
 from pipeline.models.families.registry import anatomy_of
 from pipeline.models.sizes import active_values, adapter_values, base_values, matched_rank
 from pipeline.params.load import load_params
