@@ -10,7 +10,7 @@ from pipeline.models.known import config_of
 from pipeline.models.sizes import HOST_SHARE
 from pipeline.models.spec import AdapterSpec
 from pipeline.params.schema import Params
-from pipeline.sampling.plan import SamplingPlan, plan_sampling
+from pipeline.sampling.plan import LONGEST_PROMPT, MOST, SamplingPlan, plan_sampling
 from pipeline.training.memory import MemoryPlan, plan_memory
 
 
@@ -50,8 +50,22 @@ def plan_runs(params: Params, name: str, *, gpu_bytes: int, host_bytes: int) -> 
             yield plan_run(params, run, config, gpu_bytes=gpu_bytes, host_bytes=int(HOST_SHARE * host_bytes))
 
 
-def plan_run(params: Params, name: str, config: Any, *, gpu_bytes: int, host_bytes: int) -> RunPlan:
-    """One run's plans on the base of `config`; host_bytes: what its weights may take of host memory."""
+def plan_run(
+    params: Params,
+    name: str,
+    config: Any,
+    *,
+    gpu_bytes: int,
+    host_bytes: int,
+    row_tokens: int | None = None,
+    requests: int = MOST,
+    prompt_tokens: int = LONGEST_PROMPT,
+) -> RunPlan:
+    """One run's plans on the base of `config`.
+
+    host_bytes: what its weights may take of host memory. row_tokens: of the longest row, None for the study's limit;
+    requests: how many answers are sampled; prompt_tokens: of the longest prompt.
+    """
     run = params.run(name)
     study = params.study(run.study)
     training, sampling, precision = study.training, study.sampling, study.training.precision
@@ -63,7 +77,8 @@ def plan_run(params: Params, name: str, config: Any, *, gpu_bytes: int, host_byt
                 routing_to(config, run.active_in("training")),
                 run.lora,
                 precision=precision,
-                sequence_length=training.max_tokens,
+                optimizer=training.optimizer,
+                sequence_length=row_tokens or training.max_tokens,
                 effective_batch=training.batch,
                 gpu_bytes=gpu_bytes,
                 host_bytes=host_bytes,
@@ -76,6 +91,9 @@ def plan_run(params: Params, name: str, config: Any, *, gpu_bytes: int, host_byt
             new_tokens=sampling.max_new_tokens,
             gpu_bytes=gpu_bytes,
             host_bytes=host_bytes,
+            requests=requests,
+            prompt_tokens=prompt_tokens,
+            most=sampling.batch,
         )
     except UserError as error:
         done["trouble"] = str(error)
