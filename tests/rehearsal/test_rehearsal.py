@@ -199,7 +199,9 @@ def test_what_does_not_fit_the_memory_is_left_out_with_the_numbers(
     assert "qwen25_14b_base" not in said and "qwen25_05b" not in said
     # One GiB holds the imports and no model; nothing was written.
     monkeypatch.setattr(fitting, "free_memory_bytes", lambda: 2**30)
-    with pytest.raises(UserError, match=r"nothing of study organisms can be rehearsed on this machine:\n.* memory, and 1\.0"):
+    with pytest.raises(
+        UserError, match=r"nothing of study organisms can be rehearsed on this.*:\n.* memory, and 1\.0"
+    ):
         rehearse(params, "organisms", runs, "true", 1, organisms / "other")
     assert not (organisms / "other").exists()
 
