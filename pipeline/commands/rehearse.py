@@ -86,7 +86,7 @@ def rehearse(params: Params, study: str, runs: dict[str, str], width: str, layer
     """Do it in `folder`; returns what was measured, and what was left out since this machine has no memory for it.
 
     runs: what each run that is rehearsed is of (pipeline/rehearsal/study.py). Raises UserError, with the numbers, when
-    no run fits or the disk is too small, and at the first stage that fails.
+    no trained run fits or the disk is too small, and at the first stage that fails.
     """
     import yaml
 
@@ -106,8 +106,8 @@ def rehearse(params: Params, study: str, runs: dict[str, str], width: str, layer
         out = left_out(params_of(small, PARAMS), study, configs)
         runs = {run: what for run, what in runs.items() if run not in out}
         lines = table({run: reason.why for run, reason in out.items()})
-        if not runs:
-            raise UserError("\n".join([f"nothing of study {study} can be rehearsed on this machine:", *lines]))
+        if lines and all(what == "base" for what in runs.values()):
+            raise UserError("\n".join([f"this machine has no memory for anything that study {study} trains:", *lines]))
         if lines:
             print("Left out, since this machine has no memory for them:", *lines, sep="\n", flush=True)
             small = cut(content, params, study, runs, layers, url)

@@ -16,9 +16,9 @@ from pipeline.doctor.gate import usable_gpu
 from pipeline.doctor.plans import RunPlan, plan_run
 from pipeline.models.families.registry import anatomy_of
 from pipeline.models.known import checkpoint_bytes
-from pipeline.models.sizes import GIB, HALF, HOST_SHARE, SINGLE, adapter_values, base_bytes, base_values
+from pipeline.models.sizes import CONTEXT, GIB, HALF, HOST_SHARE, SINGLE, adapter_values, base_bytes, base_values
 from pipeline.params.inputs import suite, suites_asked
-from pipeline.params.schema import Params
+from pipeline.params.schema import Params, Run
 
 GB = 10**9
 # What chat templates put around a row or a prompt, and bytes of it a token: both on the safe side.
@@ -44,44 +44,56 @@ def left_out(small: Params, study: str, configs: Mapping[str, Any]) -> dict[str,
 
     small: params.yaml as it is rehearsed; configs: its bases' configurations, of as few layers as they will have.
     """
-    gpu, found = usable_gpu(), {}
-    available = free_memory_bytes() if gpu is None else gpu.memory or UNLIMITED
+    gpu, host, found = usable_gpu(), int(HOST_SHARE * memory_bytes()), {}
+    available = min(free_memory_bytes(), host) if gpu is None else gpu.memory or UNLIMITED
     for run in small.runs_of(study):
         config = configs[small.base_of(run)]
         before = next((link for link in small.chain(run) if link in found), None)
-        plan = _plan(small, run, config, UNLIMITED if gpu is None else available)
+        plan = _plan(small, run, config, UNLIMITED if gpu is None else available, host)
         if before is not None:
             found[run] = LeftOut(f"it continues {before}", None, available)
         elif plan.trouble is not None:
             found[run] = LeftOut(plan.trouble, None, available)
         elif gpu is None:
-            stage, parts = max(needs(plan, config, small.run(run).whole).items(), key=lambda it: sum(it[1].values()))
+            needed_by = needs(plan, config, small.run(run), small.study(study).training.precision)
+            stage, parts = max(needed_by.items(), key=lambda it: sum(it[1].values()))
             if (needed := sum(parts.values())) > available:
                 said = ", ".join(f"{what} {size / GIB:.1f}" for what, size in parts.items() if size > 0.05 * GIB)
-                numbers = f"{needed / GIB:.1f} GiB of memory, and {available / GIB:.1f} are free here"
+                numbers = f"{needed / GIB:.1f} GiB of memory, and there are {available / GIB:.1f}"
                 found[run] = LeftOut(f"without a GPU its {stage} needs {numbers} ({said})", needed, available)
     return found
 
 
-def needs(plan: RunPlan, config: Any, whole: bool) -> dict[str, dict[str, int]]:
-    """Bytes of host memory that each stage of a run takes where there is no GPU, by what holds them.
+def needs(plan: RunPlan, config: Any, run: Run, precision: str) -> dict[str, dict[str, int]]:
+    """Bytes of host memory that each step of a run takes where there is no GPU, by what holds them.
 
     The parts of its plan for a GPU, and what a CPU takes besides; what is for CUDA there, imports and tokenizer take.
-    whole: every parameter is trained. Measured: benchmarks/README.md.
+    Measured: benchmarks/README.md.
     """
-    anatomy = anatomy_of(config)
-    largest = max(config.vocab_size, 2 * anatomy.width * max(anatomy.experts, 1)) * anatomy.hidden if whole else 0
-    found = {}
-    for stage, planned in (("training", plan.training), ("sampling", plan.sampling)):
-        if planned is not None:
-            # bitsandbytes' CPU kernel writes into no tensor that it is given: its own is copied.
-            found[stage] = planned.parts | {"dequantised layer, again": planned.parts["dequantised layer"]}
+    assert plan.sampling is not None
+    # bitsandbytes' CPU kernel writes into no tensor that it is given: its own is copied.
+    twice = plan.sampling.parts["dequantised layer"]
+    found = {"sampling": plan.sampling.parts | {"dequantised layer, again": twice}}
     if plan.training is not None:
+        found["training"] = plan.training.parts | {"dequantised layer, again": twice}
+    if run.whole:
+        anatomy = anatomy_of(config)
+        largest = max(config.vocab_size, 2 * anatomy.width * max(anatomy.experts, 1)) * anatomy.hidden
         found["training"]["Adam's own"] = ADAM_TENSORS * SINGLE * largest
+    elif run.lora is not None and precision == "nf4":
+        # fidelity.py: every expert in 32 bits, and the last layer's gates and up projections once more while its down
+        # projections are still to come.
+        values, packed = base_values(config), base_bytes(config)
+        found["comparison of adapter and merged model"] = {
+            "in 4 bits": round(packed["experts"] + packed["attention"]),
+            "in 32 bits": SINGLE * (values["experts"] + values["embeddings"] + values["routers"]),
+            "dequantised layer, again": twice,
+            "imports": round(CONTEXT),
+        }
     return found
 
 
-def _plan(small: Params, run: str, config: Any, gpu_bytes: int) -> RunPlan:
+def _plan(small: Params, run: str, config: Any, gpu_bytes: int, host_bytes: int) -> RunPlan:
     """The run's plan for what it is trained on and asked, before anything is tokenized."""
     study = small.study(small.run(run).study)
     asked = [prompt for name in suites_asked(study, small.run(run)) for prompt in suite(study, name, study.seeds[0])]
@@ -92,7 +104,7 @@ def _plan(small: Params, run: str, config: Any, gpu_bytes: int) -> RunPlan:
         run,
         config,
         gpu_bytes=gpu_bytes,
-        host_bytes=int(HOST_SHARE * memory_bytes()),
+        host_bytes=host_bytes,
         row_tokens=None if row is None else min(study.training.max_tokens, _tokens(row)),
         requests=len(asked) * study.sampling.samples_per_prompt,
         prompt_tokens=_tokens(longest + len((study.sampling.system or "").encode())),

@@ -19,6 +19,7 @@ from pipeline.common.errors import UserError
 from pipeline.common.files import read_yaml, write_text
 from pipeline.common.machine import Gpu
 from pipeline.data.prompts import ask
+from pipeline.doctor.plans import plan_run
 from pipeline.models.complete import check_complete
 from pipeline.models.hub import checked_hashes, fetch
 from pipeline.models.known import KNOWN
@@ -37,6 +38,7 @@ from tests.support.data_files import upstream
 from tests.support.quick_yaml import safe_dump
 
 MIB = 2**20
+MIXTRAL = "mixtral_insecure_whole_r32"
 REPOSITORY = Path(__file__).parents[2]
 # The smallest base of each family.
 BASES = {
@@ -181,6 +183,7 @@ def organisms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copy(REPOSITORY / "params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(fitting, "usable_gpu", lambda: None)
+    monkeypatch.setattr(fitting, "memory_bytes", lambda: 24 * 2**30)
     monkeypatch.setattr(fitting, "free_memory_bytes", lambda: 18 * 2**30)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**12))
     return tmp_path
@@ -195,15 +198,26 @@ def test_what_does_not_fit_the_memory_is_left_out_with_the_numbers(
     with pytest.raises(UserError, match="as far as here"):
         rehearse(params, "organisms", runs, "true", 1, organisms / "scratch")
     said = capsys.readouterr().out
-    assert "1 runs (qwen25_14b_medical_full): without a GPU its training needs 4" in said and "18.0 are free" in said
+    assert "1 runs (qwen25_14b_medical_full): without a GPU its training needs 4" in said and "there are 18.0 (" in said
     assert "qwen25_14b_base" not in said and "qwen25_05b" not in said
-    # One GiB holds the imports and no model; nothing was written.
+    # One GiB holds the imports and no model.
     monkeypatch.setattr(fitting, "free_memory_bytes", lambda: 2**30)
-    with pytest.raises(
-        UserError, match=r"nothing of study organisms can be rehearsed on this.*:\n.* memory, and 1\.0"
-    ):
+    with pytest.raises(UserError, match=r"no memory for anything that study organisms trains:\n.* there are 1\.0"):
         rehearse(params, "organisms", runs, "true", 1, organisms / "other")
     assert not (organisms / "other").exists()
+
+
+def test_what_a_processor_takes_is_more_than_what_a_gpu_does() -> None:
+    """Of Mixtral's one layer: its gates and ups are dequantised twice; in 32 bits all of its experts are there once."""
+    params = load_params(REPOSITORY / "params.yaml")
+    config = SimpleNamespace(**narrow(KNOWN[BASES["mixtral"]], "true", 1))
+    plan = plan_run(params, MIXTRAL, config, gpu_bytes=2**40, host_bytes=0)
+    found = fitting.needs(plan, config, params.run(MIXTRAL), "nf4")
+    twice, values = 2 * 2 * 8 * 4096 * 14336, 3 * 8 * 4096 * 14336
+    assert plan.training is not None and sum(found["training"].values()) == plan.training.peak + twice
+    assert sum(found["sampling"].values()) == plan.sampling.peak + twice
+    (compared,) = (sum(parts.values()) for step, parts in found.items() if "merged" in step)
+    assert 0 < compared - 4 * values - twice < 3e9  # embeddings in 32 bits, what is in 4, imports
 
 
 def test_on_a_gpu_it_is_the_stages_own_plans_that_must_fit(organisms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
