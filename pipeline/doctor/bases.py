@@ -166,7 +166,7 @@ def gpu_table(bases: list[BaseEstimate], card: str) -> list[str]:
         if base.memory_of_plan is not None:
             lines.append(
                 f"  {'':<{width}}  rehearsed at true width: at most {base.memory_of_plan:.2f} of the memory predicted "
-                "(without a GPU products are in float32, which takes more)"
+                "(without a GPU a dequantised layer is held twice, which takes more)"
             )
         if base.reason is not None:
             reason = base.reason.partition(":")[0]

@@ -66,9 +66,20 @@ def plan_runs(params: Params, name: str, *, gpu_bytes: int, host_bytes: int, rat
 
 
 def plan_run(
-    params: Params, name: str, config: Any, asked: Asked, *, gpu_bytes: int, host_bytes: int, rates: Rates
+    params: Params,
+    name: str,
+    config: Any,
+    asked: Asked,
+    *,
+    gpu_bytes: int,
+    host_bytes: int,
+    rates: Rates = SLOW,
+    row_tokens: int | None = None,
 ) -> RunPlan:
-    """One run's plans on the base of `config`; host_bytes: what its weights may take of host memory."""
+    """One run's plans on the base of `config`, of which so much is asked.
+
+    host_bytes: what its weights may take of host memory. row_tokens: of the longest row, None for the study's limit.
+    """
     run = params.run(name)
     study = params.study(run.study)
     training, sampling, precision = study.training, study.sampling, study.training.precision
@@ -80,7 +91,8 @@ def plan_run(
                 routing_to(config, run.active_in("training")),
                 run.lora,
                 precision=precision,
-                sequence_length=training.max_tokens,
+                optimizer=training.optimizer,
+                sequence_length=row_tokens or training.max_tokens,
                 effective_batch=training.batch,
                 gpu_bytes=gpu_bytes,
                 host_bytes=host_bytes,

@@ -9,7 +9,6 @@ use, at every step: experts in 4 bits, or the linear layers of a dense model in 
 as long as its copies, and each further answer in the batch makes a step worth more.
 """
 
-import itertools
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,7 +24,8 @@ from pipeline.sampling.random_choice import CHOICE
 LONGEST_PROMPT = 1024
 # Answers at once: beyond this, attention's traffic outweighs that of the weights, and more gains nothing.
 MOST = 512
-# Prompt tokens that pass through the model at once, at most; never fewer than the longest prompt's.
+# Prompt tokens that pass through the model at once, at most; never fewer than the longest prompt's, nor more than a
+# batch of those.
 PREFILL = (8192, 2048, 512)
 # Where attention holds its scores (attention.py), bytes a score: with mask, with sink and copied for the product in 16
 # bits, softmax in fp32.
@@ -84,8 +84,9 @@ def plan_sampling(
     best: tuple[float, SamplingPlan] | None = None
     smallest = None
     limit = min(requests, MOST if most is None else most)
-    batches = sorted({min(2**power, limit) for power in range(MOST.bit_length())})
-    for batch, prefill in itertools.product(batches, sorted({max(size, prompt_tokens) for size in PREFILL})):
+    batches = {min(2**power, limit) for power in range(MOST.bit_length())}
+    prefills = {(batch, min(max(size, prompt_tokens), batch * prompt_tokens)) for batch in batches for size in PREFILL}
+    for batch, prefill in sorted(prefills):
         room = prompt_tokens + new_tokens + (spare_room(new_tokens) if requests > batch else 0)
         passes = -(-requests // batch) * new_tokens + -(-requests * prompt_tokens // prefill)
         forward = _forward_bytes(config, prefill, prompt_tokens, batch)
