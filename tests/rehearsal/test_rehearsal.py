@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from pipeline.common.errors import UserError
 from pipeline.common.files import read_yaml, write_text
 from pipeline.common.machine import Gpu
 from pipeline.data.prompts import ask
+from pipeline.doctor.asked import Asked
 from pipeline.doctor.plans import plan_run
 from pipeline.models.complete import check_complete
 from pipeline.models.hub import checked_hashes, fetch
@@ -211,7 +213,8 @@ def test_what_a_processor_takes_is_more_than_what_a_gpu_does() -> None:
     """Of Mixtral's one layer: its gates and ups are dequantised twice; in 32 bits all of its experts are there once."""
     params = load_params(REPOSITORY / "params.yaml")
     config = SimpleNamespace(**narrow(KNOWN[BASES["mixtral"]], "true", 1))
-    plan = plan_run(params, MIXTRAL, config, gpu_bytes=2**40, host_bytes=0)
+    asked = Asked(Counter({"?": 512}), longest=1962)
+    plan = plan_run(params, MIXTRAL, config, asked, gpu_bytes=2**40, host_bytes=0)
     found = fitting.needs(plan, config, params.run(MIXTRAL), "nf4")
     twice, values = 2 * 2 * 8 * 4096 * 14336, 3 * 8 * 4096 * 14336
     assert plan.training is not None and sum(found["training"].values()) == plan.training.peak + twice
