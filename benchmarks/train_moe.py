@@ -153,7 +153,7 @@ def measure(case: Case, spec: AdapterSpec, setting: Setting, seconds: float) -> 
     warm_up = min(WARM_UP, len(passes) - 1)
     one_pass, update = median(passes[warm_up:]), median(updates[warm_up:])
     step = math.ceil(BATCH / setting.micro_batch) * one_pass + update
-    figures = {
+    figures: dict[str, Any] = {
         "micro_batch": setting.micro_batch,
         "timed": len(passes) - warm_up,
         "seconds_per_micro_batch": round(one_pass, 5),
@@ -235,7 +235,9 @@ def run_case(case: Case, seconds: float, limit: float) -> Iterator[dict[str, Any
         for name, setting in settings_of(case, spec, device).items():
             release()
             try:
-                figures = {"failed": setting} if isinstance(setting, str) else measure(case, spec, setting, seconds)
+                figures: dict[str, Any] = (
+                    {"failed": setting} if isinstance(setting, str) else measure(case, spec, setting, seconds)
+                )
             except torch.cuda.OutOfMemoryError as error:
                 figures = {"failed": str(error).split(".")[0]}
             if "failed" not in figures:

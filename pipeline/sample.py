@@ -63,7 +63,7 @@ def main(args: argparse.Namespace) -> None:
             lora=run.lora,
             precision=study.training.precision,
         )
-        note(backend=backend.version(model))
+        note(backend=backend.version())
         prompts = [prompt for name in suites_asked(study, run) for prompt in suite(study, name, seed)]
         rows += sample_answers(backend, model, prompts, study.sampling, args.run, seed)
         if run.trajectory is not None:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from pipeline.results.study import Results
 
 WHOLE, BASE = "whole", "base"
+# Of blocks of layers.
+NO_EXPERTS = {"routing": float("nan"), "norm": float("nan")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,9 +154,7 @@ class Probe:
                     ratio = self._share(pair)
                     label = "share_without" if key == "drop" else "share_alone"
                     row |= {label: ratio[0], f"{label}_low": ratio[1].low, f"{label}_high": ratio[1].high}
-                if kind == "part":
-                    row |= self._of_experts(name)
-                rows.append(row)
+                rows.append(row | (self._of_experts(name) if kind == "part" else NO_EXPERTS))
         frame = pd.DataFrame(rows)
         for key in ("drop", "rise") if rows else ():
             for _, own in frame.groupby("kind"):

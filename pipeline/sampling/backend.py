@@ -53,8 +53,8 @@ class Backend(Protocol):
         """How many of these requests make a batch: completed, and kept, together."""
         ...
 
-    def version(self, model: Model) -> str:
-        """What completes requests to the model, by name and version: part of the key that answers are kept under."""
+    def version(self) -> str:
+        """What completes requests, by name and version: part of the key that answers are kept under."""
         ...
 
     def complete(self, model: Model, batches: Sequence[list[Request]]) -> Iterator[tuple[int, list[Completion]]]:

@@ -14,6 +14,7 @@ import torch
 from transformers import DynamicCache
 
 from pipeline.common.errors import UserError
+from pipeline.models.finite import is_finite
 from pipeline.models.tokenizer import pad_batch
 from pipeline.sampling.kv_cache import RowCache
 
@@ -167,7 +168,7 @@ class _Batch:
             logits_to_keep=1,
         )
         scores: torch.Tensor = found.logits[:, -1].float()
-        if not bool(scores.isfinite().all()):
+        if not is_finite(scores):
             raise UserError(
                 "the model's logits are not finite: its weights, or its adapter's, are damaged or diverged while they "
                 "were trained; look at the run's loss.csv, and train it again."

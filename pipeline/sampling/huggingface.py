@@ -43,7 +43,7 @@ class HuggingFace:
             return self._settings.batch or len(requests)
         return BATCHES_TOGETHER * self._plan(model, requests).batch
 
-    def version(self, model: Model) -> str:
+    def version(self) -> str:
         """transformers; its version is among the libraries'."""
         return "transformers"
 
@@ -68,7 +68,14 @@ class HuggingFace:
 
         plan = self._plans.get(_base(model))
         room = None if plan is None else Room(rows=plan.batch, columns=plan.room, prefill=plan.prefill)
-        tokens = generate(self._model, prompts, choose_tokens, settings.max_new_tokens, chat.ends, chat.pad, room)
+        try:
+            tokens = generate(self._model, prompts, choose_tokens, settings.max_new_tokens, chat.ends, chat.pad, room)
+        except torch.OutOfMemoryError as error:
+            rows = len(prompts) if room is None else min(room.rows, len(prompts))
+            raise UserError(
+                f"{rows} answers at once do not fit this GPU: {str(error).splitlines()[0]} End what else runs on it, "
+                f"or set sampling.batch to {max(1, rows // 2)} and run again; answers that are there are kept."
+            ) from error
         return [chat.read(prompt, completion) for prompt, completion in zip(prompts, tokens, strict=True)]
 
     def _chat(self, model: Model) -> Chat:
@@ -112,7 +119,7 @@ class HuggingFace:
                 print(f"sampling: {plan}", flush=True)
                 _refuse_if_taken(plan, device)
             self._model = load_frozen(model.base, model.precision, device, offloaded=wanted[2])
-            if model.precision != "float32":
+            if plan is not None:
                 from pipeline.sampling.attention import use_grouped_attention
 
                 use_grouped_attention(self._model)

@@ -10,7 +10,7 @@ from pipeline.sampling.settings import Sampling
 # has its own key, and how their answers are written down.
 UNRELATED_CODE = {"sampling/answers.py", "sampling/api.py"}
 # These say which requests there are and how they are dealt out; each request, or batch, has its own key. The backend
-# that was chosen is in the key by its name.
+# is in the key by name and version.
 UNRELATED_SETTINGS = {"samples_per_prompt", "batch", "data_parallel", "backend"}
 
 
@@ -26,6 +26,6 @@ def identity(backend: Backend, model: Model, settings: Sampling) -> dict[str, An
             {name: value for name, value in settings if name not in UNRELATED_SETTINGS},
             {name: digest for name, digest in code.items() if name not in UNRELATED_CODE},
             library_versions(),
-            backend.version(model),
+            backend.version(),
         ],
     }

@@ -11,13 +11,13 @@ class Sampling(Settings):
     """How answers are drawn.
 
     backend: transformers holds the base in the precision it was trained in, adapters as trained; vllm serves 16-bit
-    checkpoints; auto is vllm for dense 16-bit bases that fit one GPU where vllm is installed, else transformers.
-    `system` is put before prompts that bring no system prompt of their own. batch: how many answers transformers
-    samples at once, at most; null: as many as fit. tensor_parallel, data_parallel: GPUs that a copy of the model is
-    split over in vllm, and copies.
+    checkpoints, each adapter merged into one, which rounds it (pipeline/sampling/merged.py). `system` is put before
+    prompts that bring no system prompt of their own. batch: how many answers transformers samples at once, at most;
+    null: as many as fit. tensor_parallel, data_parallel: GPUs that a copy of the model is split over in vllm, and
+    copies.
     """
 
-    backend: Literal["auto", "transformers", "vllm"]
+    backend: Literal["transformers", "vllm"]
     system: str | None
     samples_per_prompt: Positive
     temperature: NaturalFloat

@@ -63,7 +63,7 @@ class VLLM:
         """One: an engine batches by itself, and each of its answers is kept as it comes."""
         return 1
 
-    def version(self, model: Model) -> str:
+    def version(self) -> str:
         """The installed engine's name and version. Raises UserError where there is none."""
         return engine_version()
 
@@ -205,6 +205,8 @@ def serve(
             generation_config="vllm",
             # Compiled graphs pay on GPUs alone.
             enforce_eager=visible is None,
+            # Of a prompt that is read in parts it takes back the random numbers of all but the last: CPUs cannot.
+            enable_chunked_prefill=visible is not None,
             seed=0,
         ).llm_engine
     except (ValueError, torch.OutOfMemoryError) as error:

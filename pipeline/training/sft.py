@@ -17,6 +17,7 @@ from pipeline.common.errors import UserError
 from pipeline.training.callbacks import MarkWhole, ShowProgress
 from pipeline.training.curves import NO_CURVES
 from pipeline.training.microbatches import micro_batches
+from pipeline.training.paging import page_states
 from pipeline.training.plan import Batching
 from pipeline.training.router_penalty import RouterPenalty
 from pipeline.training.settings import Training
@@ -99,6 +100,11 @@ class Trainer(SFTTrainer):
             f"(learning rate {self._get_learning_rate():g}); lower training.learning_rate or max_grad_norm, or "
             "warm up longer. Nothing was kept of the run; its checkpoints are."
         )
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        # accelerate wraps bitsandbytes' optimizer.
+        page_states(getattr(self.optimizer, "optimizer", self.optimizer))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         model: Any = self.model

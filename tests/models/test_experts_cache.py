@@ -8,7 +8,7 @@ import torch
 
 from pipeline.common.errors import UserError
 from pipeline.models.bases import open_checkpoint
-from pipeline.models.experts import cache
+from pipeline.models.experts import cache, grouped
 from pipeline.models.experts.grouped import Groups
 from pipeline.models.experts.offload import host_bytes, spread
 from pipeline.models.experts.stacks import PackedExperts
@@ -104,6 +104,27 @@ def test_padded_groups_are_multiplied_as_grouped_ones(counts: list[int]) -> None
         found.append((out.detach(), rows.grad, matrices.grad))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_padding_takes_no_more_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends, rows, matrices = torch.tensor([2, 4]).int(), torch.randn(4, 8), torch.randn(2, 8, 16)
+    batched: list[torch.Tensor] = []
+    monkeypatch.setattr(torch, "bmm", lambda padded, _: batched.append(padded) or padded.new_zeros(2, 2, 16))
+    for limit, times in ((4 * 16 * 4, 1), (4 * 16 * 4 - 1, 1)):
+        monkeypatch.setattr(grouped, "PADDED", limit)
+        Groups(ends, 4, padded=True).product(rows, matrices)
+        assert len(batched) == times
+
+
+@pytest.mark.parametrize(
+    ("capability", "padded"), [((8, 0), True), ((8, 6), True), ((9, 0), False), ((10, 0), False), ((12, 0), True)]
+)
+def test_groups_are_padded_where_torch_has_no_kernel_for_them(
+    capability: tuple[int, int], padded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert grouped.pads(torch.device("cuda")) is padded
+    assert not grouped.pads(torch.device("cpu"))
 
 
 def test_layers_in_host_memory_are_spread_over_the_model() -> None:

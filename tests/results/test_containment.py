@@ -18,6 +18,7 @@ from pipeline.params.load import load_params
 from pipeline.probing.questions import questions_of
 from pipeline.results.containment import Probe
 from pipeline.results.containment_tables import _routing
+from pipeline.results.figures.parts import parts_figure
 from pipeline.results.halves import halves
 from pipeline.results.probes import available_probe
 from pipeline.results.remedies import remedies
@@ -111,6 +112,19 @@ def test_capability_is_a_column_where_it_was_asked(tmp_path):
     probe = probed(tmp_path, rates, more, [load | {"suite": suite} for suite in ("educational", SUITE)])
     assert list(remedies(probe).set_index("remedy")["capability"]) == [100.0, 0.0]
     assert list(_routing([probe])["prompts"]) == ["held out", "benign"]
+
+
+def test_an_adapter_of_one_part_has_blocks_of_layers_alone(tmp_path):
+    """Of one expert, say: nothing is known of parts' norms, and the figure is drawn all the same."""
+    rates = {"whole": 60, "base": 0, "without layers 0-3": 40, "only layers 0-3": 20}
+    there = probed(tmp_path, rates).folder
+    kinds = {"whole": "whole", "base": "base", "without layers 0-3": "without layers", "only layers 0-3": "only layers"}
+    named = [{"seed": 7, "name": name, "kind": kind, "what": "layers 0-3"} for name, kind in kinds.items()]
+    write_jsonl(there / "interventions.jsonl", named)
+    probe = available_probe(PARAMS, "moe", RUN, there.parent)
+    assert list(probe.parts["part"]) == ["layers 0-3"] and probe.parts["drop"][0] == pytest.approx(20)
+    assert probe.summary()["experts"] == 0
+    assert all(path.stat().st_size for path in parts_figure(probe.parts, tmp_path / "it", label="x", one_base=True))
 
 
 def test_half_as_many_questions_of_each_other_kind_are_asked():

@@ -159,20 +159,3 @@ def test_grouped_attention_is_transformers_own(tmp_path: Path) -> None:
         expected = logits(model)
         use_grouped_attention(model)
         torch.testing.assert_close(logits(model), expected, rtol=0, atol=2e-5)
-
-
-def test_vllm_is_chosen_for_dense_bases_in_16_bits_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bases = {family: save_base(family, tmp_path / family) for family in ("llama", "mixtral")}
-    monkeypatch.setattr("pipeline.sampling.vllm.engine_version", lambda: "vllm 1")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    card = type("Card", (), {"total_memory": 10**9})
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
-    backend = choose.start_backend(decoding(backend="auto"))
-
-    def chosen(family: str, precision: str) -> str:
-        return backend.version(model_of(bases[family], None, precision))
-
-    assert chosen("llama", "bfloat16") == "vllm 1"
-    assert {chosen("llama", "nf4"), chosen("mixtral", "nf4"), chosen("mixtral", "bfloat16")} == {"transformers"}
-    card.total_memory = 10**5
-    assert chosen("llama", "bfloat16") == "transformers"

@@ -67,7 +67,7 @@ class Counting:
     def together(self, model, requests):
         return 1
 
-    def version(self, model):
+    def version(self):
         return "counting 1"
 
     def complete(self, model, batches):

@@ -40,12 +40,12 @@ class _Dispatch(torch.autograd.Function):
     def forward(ctx: Any, hidden: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(inverse)
         ctx.tokens = len(hidden)
-        return hidden[order // (len(order) // len(hidden))]
+        return hidden.index_select(0, order // (len(order) // len(hidden)))
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (inverse,) = ctx.saved_tensors
-        return grad[inverse].view(ctx.tokens, -1, grad.shape[-1]).sum(dim=1), None, None
+        return grad.index_select(0, inverse).view(ctx.tokens, -1, grad.shape[-1]).sum(dim=1), None, None
 
 
 class _Permute(torch.autograd.Function):
@@ -56,12 +56,12 @@ class _Permute(torch.autograd.Function):
         ctx: Any, rows: torch.Tensor, forward_order: torch.Tensor, backward_order: torch.Tensor
     ) -> torch.Tensor:
         ctx.save_for_backward(backward_order)
-        return rows[forward_order]
+        return rows.index_select(0, forward_order)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (backward_order,) = ctx.saved_tensors
-        return grad[backward_order], None, None
+        return grad.index_select(0, backward_order), None, None
 
 
 class _FrozenLinear(torch.autograd.Function):
