@@ -203,6 +203,7 @@ def planned(case: Case, spec: AdapterSpec, card: int) -> Setting | str:
             case.config,
             spec,
             precision="nf4",
+            optimizer="adamw_8bit",
             sequence_length=case.length,
             effective_batch=BATCH,
             gpu_bytes=card,

@@ -3,34 +3,44 @@
 Counted on the study's own prompts, or on their known sizes before they are fetched. Answers that are there count as
 they are, those to come at the most tokens that params.yaml allows them, so that what is printed for them is an upper
 bound. GPU hours are arithmetic on the models' sizes, each run's memory plan, and the data sheet of this machine's card
-(or of --gpu), as a range, base by base, the cheapest first; a rehearsal on the same card stands beside them. Every run
-is done once a seed: --seeds reckons with others than the study's. Nothing is sent anywhere.
+(or of --gpu), as a range, base by base, in the order of `reproduce`; a rehearsal on the same card stands beside them.
+Every run is done once a seed: --seeds reckons with others than the study's. Nothing is sent anywhere.
 """
 
 import argparse
 import json
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.api.config import ADAPTER, ApiBase
 from pipeline.common.errors import UserError
-from pipeline.common.machine import gpus
+from pipeline.common.machine import gpus, memory_bytes
 from pipeline.common.paths import ARTIFACTS
 from pipeline.common.rows import Answer, read_answers
-from pipeline.data.prompts import Prompt
+from pipeline.doctor.asked import Asked, asked_along, asked_of, counted
 from pipeline.doctor.assumed import assumed, judging, prompts_of
-from pipeline.doctor.bases import BaseEstimate, estimate_bases, gpu_table, steps_of, unknown_bases
-from pipeline.doctor.cards import CARDS, Card, card_named, card_of
+from pipeline.doctor.bases import (
+    LEAST_HOST,
+    BaseEstimate,
+    estimate_bases,
+    gpu_table,
+    kept_along,
+    plans_of_bases,
+    steps_of,
+    total_hours,
+    unknown_bases,
+)
+from pipeline.doctor.card_table import card_tables
 from pipeline.doctor.disk import disk_needs
 from pipeline.doctor.hours import MEAN_ROW
 from pipeline.doctor.narrowed import only, with_seeds
 from pipeline.doctor.probes import probes_to_come
-from pipeline.judging.estimate import BYTES_PER_TOKEN, JudgeEstimate
+from pipeline.judging.estimate import JudgeEstimate
+from pipeline.models.cards import CARDS, Card, card_named, card_of
 from pipeline.params.inputs import conversations
 from pipeline.params.load import load_params
-from pipeline.params.schema import Params, Run, Study
+from pipeline.params.schema import Params
 from pipeline.running.choose import choose_study
 from pipeline.toy.judge import by_its_rules, is_rule_judge
 from pipeline.training.api import estimate_usd
@@ -45,7 +55,7 @@ class StudyEstimate:
     `answers` are all of the study's, `sampled` those that are there; `probed` are the probes' that are to come, at
     most, which tokens, judges and hours count too. `api_training_usd` and `api_sampling_usd` are what
     runs on bases behind an API have still to pay, the first as thought, the second at most. `bases` are the hub bases,
-    the cheapest first, `unknown` those that are in no figure; `disk_bytes` is what is still to be written.
+    the smallest checkpoint first, `unknown` those that are in no figure; `disk_bytes` is what is still to be written.
     `assumed` says what is not here and was taken from known sizes. `card` and `gpu_hours` are those of hub studies.
     """
 
@@ -74,57 +84,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpu", help=f"a card to reckon with: {', '.join(CARDS)} (default: this machine's, else h100)")
     parser.add_argument("--runs", nargs="+", default=["*"], help="these runs alone, by name or pattern, as 'mixtral_*'")
     parser.add_argument("--seeds", nargs="+", type=int, help="reckon with these seeds in place of the study's, as 7 17")
+    parser.add_argument("--cards", action="store_true", help="README's tables: hub studies on cards of three sizes")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def main(args: argparse.Namespace) -> None:
     """Print the estimate."""
     params = load_params()
+    if args.cards:
+        hub = [name for name, study in params.studies.items() if study.world == "hub"]
+        print(card_tables(params, [args.study] if args.study else hub))
+        return
     name, _ = choose_study(params, args.study)
     params = with_seeds(only(params, name, args.runs), name, args.seeds or params.study(name).seeds)
-    card = card_named(args.gpu) if args.gpu else card_of(gpus().found) or CARDS["h100"]
-    estimate = estimate_study(params, name, card)
+    here = None if args.gpu else card_of(gpus().found)
+    card = here or card_named(args.gpu or "h100")
+    estimate = estimate_study(params, name, card, memory_bytes() if here else max(memory_bytes(), LEAST_HOST))
     print(json.dumps(asdict(estimate), indent=2) if args.json else table(estimate, params))
 
 
-def estimate_study(params: Params, name: str, card: Card) -> StudyEstimate:
-    """Estimate a study on a card. Raises UserError when its answers or verdict cache cannot be read."""
+def estimate_study(params: Params, name: str, card: Card, host_bytes: int) -> StudyEstimate:
+    """Estimate a study on a card, in a machine of so much memory.
+
+    Raises UserError when its answers or verdict cache cannot be read.
+    """
     study, runs = params.study(name), params.runs_of(name)
     sampling = study.sampling
     files = {run: ARTIFACTS / name / "answers" / f"{run}.jsonl" for run in runs}
     there = [path for path in files.values() if path.exists()]
     seeds_of = {run: params.seeds_of(run) for run in runs}
 
-    questions: Counter[str] = Counter()  # of one run, with the study's seeds
-    unanswered: Counter[str] = Counter()
-    prompt_bytes = unanswered_bytes = 0
+    of_suites = unanswered = Asked()  # the first of one run, with the study's seeds
     for seed in sorted({*study.seeds, *(seed for seeds in seeds_of.values() for seed in seeds)}):
-        asked, size = _asked(study, study.suites, seed, sampling.samples_per_prompt)
-        if seed in study.seeds:
-            questions += asked
-            prompt_bytes += size
+        asked = asked_of(study, study.suites, seed, sampling.samples_per_prompt)
+        of_suites += asked.times(seed in study.seeds)
         # How often the suites are still to be asked: once a run, and once more with each of its tags.
         missing = sum(
             1 + len(run.tags) for key, run in runs.items() if seed in seeds_of[key] and files[key] not in there
         )
-        unanswered += Counter({question: count * missing for question, count in asked.items()})
-        unanswered_bytes += missing * size
+        unanswered += asked.times(missing)
     for key, run in runs.items():
         for seed in seeds_of[key] if run.trajectory and files[key] not in there else ():
-            asked, size = _asked(study, study.held_out, seed, _samples_along(study, run, seed))
-            unanswered += asked
-            unanswered_bytes += size
-    probes = probes_to_come(params, name, prompts_of)
-    for counts in probes.values():
-        for prompt, count in counts.items():
-            unanswered[prompt.question] += count
-            unanswered_bytes += count * _bytes(study, prompt)
-    probed = sum(counts.total() for counts in probes.values())
+            unanswered += asked_along(study, run, seed).times(kept_along(study, run, seed))
+    probes = probes_to_come(params, name, prompts_of).values()
+    unanswered += sum((counted(study, counts) for counts in probes), Asked())
+    probed = sum(counts.total() for counts in probes)
     sampled = sum(1 for _ in _answers(there))
     judges = []
     for judge, config in study.judges.items():
         config = by_its_rules(config) if is_rule_judge(config) else config.as_kept()
-        judges.append(judging(judge, config, _answers(there), unanswered, sampling.max_new_tokens))
+        judges.append(judging(judge, config, _answers(there), unanswered.questions, sampling.max_new_tokens))
     trained = [run for run in runs if params.run(run).data is not None and params.base_of(run) not in params.bases.api]
     tokens = {run: _training_tokens(params, run) for run in trained}
     hub = study.world == "hub"
@@ -132,54 +141,21 @@ def estimate_study(params: Params, name: str, card: Card) -> StudyEstimate:
         study=name,
         runs=len(runs),
         seeds=len(study.seeds),
-        answers=sampled + unanswered.total() - probed,
+        answers=sampled + unanswered.answers - probed,
         sampled=sampled,
         probed=probed,
         judges=judges,
-        sampling_prompt_tokens=round(unanswered_bytes / BYTES_PER_TOKEN),
-        sampling_answer_tokens=unanswered.total() * sampling.max_new_tokens,
+        sampling_prompt_tokens=unanswered.prompt_tokens,
+        sampling_answer_tokens=unanswered.answers * sampling.max_new_tokens,
         training_tokens=sum(tokens.values()),
         api_training_usd=sum(_api_training_usd(params, run) for run in runs),
-        api_sampling_usd=sum(
-            _api_sampling_usd(params, run, prompt_bytes, questions.total()) for run in runs if files[run] not in there
-        ),
-        bases=estimate_bases(
-            params,
-            name,
-            card,
-            questions.total(),
-            round(prompt_bytes / BYTES_PER_TOKEN),
-            {run: (it.total(), _tokens(study, it)) for run, it in probes.items()},
-        )
-        if hub
-        else [],
+        api_sampling_usd=sum(_api_sampling_usd(params, run, of_suites) for run in runs if files[run] not in there),
+        bases=estimate_bases(params, name, card, plans_of_bases(params, name, card, host_bytes)) if hub else [],
         unknown=unknown_bases(params, name),
         disk_bytes={need.what: round(need.size) for need in disk_needs(params, name)} if hub else {},
         card=card.name if hub else None,
         assumed=assumed(study, runs),
     )
-
-
-def _asked(study: Study, suites: tuple[str, ...], seed: int, samples: int) -> tuple[Counter[str], int]:
-    """How often each question of the suites is asked for one seed, and the bytes of all those prompts."""
-    questions: Counter[str] = Counter()
-    size = 0
-    for prompt in (prompt for name in suites for prompt in prompts_of(study, name, seed)):
-        times = prompt.samples or samples
-        questions[prompt.question] += times
-        size += times * _bytes(study, prompt)
-    return questions, size
-
-
-def _bytes(study: Study, prompt: Prompt) -> int:
-    """The bytes of a prompt as it is asked."""
-    said = sum(len(message.content.encode()) for message in prompt.messages)
-    return said + (len((study.sampling.system or "").encode()) if prompt.system is None else 0)
-
-
-def _tokens(study: Study, counts: Counter[Prompt]) -> int:
-    """Prompt tokens of so many askings, about."""
-    return round(sum(count * _bytes(study, prompt) for prompt, count in counts.items()) / BYTES_PER_TOKEN)
 
 
 def _answers(files: list[Path]) -> Iterator[Answer]:
@@ -192,13 +168,6 @@ def _training_tokens(params: Params, name: str) -> int:
     study = params.study(params.run(name).study)
     steps = sum(steps_of(study, params.run(name), seed) for seed in params.seeds_of(name))
     return steps * study.training.batch * study.training.max_tokens
-
-
-def _samples_along(study: Study, run: Run, seed: int) -> int:
-    """How often the adapters kept along a run's training are asked a prompt, all of them together."""
-    if run.trajectory is None:
-        return 0
-    return steps_of(study, run, seed) // run.trajectory.every * run.trajectory.samples_per_prompt
 
 
 def _api_training_usd(params: Params, name: str) -> float:
@@ -215,20 +184,20 @@ def _api_training_usd(params: Params, name: str) -> float:
         return tokens * base.usd_per_million_training_tokens / 1e6
 
 
-def _api_sampling_usd(params: Params, name: str, prompt_bytes: int, answers: int) -> float:
-    """What a run's answers cost at most behind an API, of prompts and answers of all seeds; 0 for other runs."""
+def _api_sampling_usd(params: Params, name: str, asked: Asked) -> float:
+    """What a run's answers cost at most behind an API, asked so much in all seeds; 0 for other runs."""
     run, base = params.run(name), params.base(params.base_of(name))
     if not isinstance(base, ApiBase):
         return 0.0
     limit = params.study(run.study).sampling.max_new_tokens
     prices = base.client("tuned" if run.data is not None else None, max_reply_tokens=limit)
-    return (1 + len(run.tags)) * prices.usd(round(prompt_bytes / BYTES_PER_TOKEN), answers * limit)
+    return (1 + len(run.tags)) * prices.usd(asked.prompt_tokens, asked.answers * limit)
 
 
 def _a_seed(estimate: StudyEstimate) -> str:
     """What one of the seeds takes of a study of which nothing is there: every run is done once a seed."""
     dollars = sum(judge.usd for judge in estimate.judges) + estimate.api_training_usd + estimate.api_sampling_usd
-    low, high = (sum(base.training_hours[end] + base.sampling_hours[end] for base in estimate.bases) for end in (0, 1))
+    low, high = total_hours(estimate.bases)
     hours = f", {low / estimate.seeds:.1f} to {high / estimate.seeds:.1f} GPU hours" if estimate.bases else ""
     return f"{estimate.answers // estimate.seeds:,} answers a seed, about {dollars / estimate.seeds:,.2f} USD{hours}"
 

@@ -2,8 +2,9 @@
 
 Bases of the real width and the real tensor names, with few layers and random weights, are pinned, trained (three steps,
 killed after the first, and resumed), sampled, judged by a rule, aggregated and verified, by the real stages through
-DVC, in a scratch copy of this checkout. What is measured is written to benchmarks/results/, where `estimate` reads it.
-What the models say there means nothing, and no number of it is a result.
+DVC, in a scratch copy of this checkout. Runs that this machine has no memory for are left out, with the numbers. What
+is measured is written to benchmarks/results/, where `estimate` reads it. What the models say there means nothing, and
+no number of it is a result.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.common.errors import UserError
@@ -24,8 +26,9 @@ from pipeline.common.git import git
 from pipeline.common.machine import cores, cpu, gpus, memory_bytes
 from pipeline.common.paths import PARAMS
 from pipeline.doctor.check import ROOT
+from pipeline.doctor.gate import table
 from pipeline.doctor.rehearsed import RESULTS, memory
-from pipeline.params.load import load_params
+from pipeline.params.load import load_params, params_of
 from pipeline.running.choose import choose_study
 
 if TYPE_CHECKING:
@@ -80,30 +83,43 @@ def main(args: argparse.Namespace) -> None:
 
 
 def rehearse(params: Params, study: str, runs: dict[str, str], width: str, layers: int, folder: Path) -> dict[str, Any]:
-    """Do it in `folder`; returns what was measured. Raises UserError at the first stage that fails.
+    """Do it in `folder`; returns what was measured, and what was left out since this machine has no memory for it.
 
-    runs: what each run that is rehearsed is of (pipeline/rehearsal/study.py).
+    runs: what each run that is rehearsed is of (pipeline/rehearsal/study.py). Raises UserError, with the numbers, when
+    no trained run fits or the disk is too small, and at the first stage that fails.
     """
     import yaml
 
     from pipeline.api.local_server import serve
     from pipeline.rehearsal.checkpoints import narrow, write_repository
+    from pipeline.rehearsal.fitting import check_disk, left_out
     from pipeline.rehearsal.scratch import CACHE, Scratch, commit, copy_checkout
     from pipeline.rehearsal.stage import has_16_bit_products
     from pipeline.rehearsal.study import cut
 
     with serve("pipeline.rehearsal.judge:reply") as url:
         content = read_yaml(PARAMS, "run this from the root of the repository")
-        # Before gigabytes are written: it says which files are missing.
+        # Before gigabytes are written: which files are missing, and what does not fit.
         small = cut(content, params, study, runs, layers, url)
+        fields = {base: narrow(_fields(params, base), width, layers) for base in _bases(params, runs)}
+        configs = {base: SimpleNamespace(**values) for base, values in fields.items()}
+        out = left_out(params_of(small, PARAMS), study, configs)
+        runs = {run: what for run, what in runs.items() if run not in out}
+        lines = table({run: reason.why for run, reason in out.items()})
+        if lines and all(what == "base" for what in runs.values()):
+            raise UserError("\n".join([f"this machine has no memory for anything that study {study} trains:", *lines]))
+        if lines:
+            print("Left out, since this machine has no memory for them:", *lines, sep="\n", flush=True)
+            small = cut(content, params, study, runs, layers, url)
+        folder.mkdir(parents=True, exist_ok=True)
+        check_disk(params_of(small, PARAMS), study, configs, folder)
         copy_checkout(ROOT, folder)
         bases: dict[str, dict[str, Any]] = {}
-        for base in dict.fromkeys(params.base_of(run) for run in runs):
-            hub = params.bases.hub[base]
-            fields = narrow(_fields(hub.repository, hub.revision), width, layers)
-            tokenizer = write_repository(folder / CACHE / "hub", hub.repository, hub.revision, fields, seed=len(bases))
-            bases[base] = {"fields": fields, "tokenizer": tokenizer}
-            size = f"{fields['model_type']}, hidden {fields['hidden_size']}, {fields['num_hidden_layers']} layers"
+        for base in _bases(params, runs):
+            hub, of = params.bases.hub[base], fields[base]
+            tokenizer = write_repository(folder / CACHE / "hub", hub.repository, hub.revision, of, seed=len(bases))
+            bases[base] = {"fields": of, "tokenizer": tokenizer}
+            size = f"{of['model_type']}, hidden {of['hidden_size']}, {of['num_hidden_layers']} layers"
             print(f"{base}: {size}; tokenizer: {tokenizer}")
         scratch = Scratch(folder)
         if not has_16_bit_products():
@@ -113,6 +129,7 @@ def rehearse(params: Params, study: str, runs: dict[str, str], width: str, layer
             "study": study, "width": width, "bases": bases, "machine": _machine(),
             "products": "as the study" if has_16_bit_products() else "float32, for want of bfloat16 in this processor",
             "imports_bytes": {stage: scratch.imports(*modules) for stage, modules in IMPORTS.items()},
+            "left_out": {run: asdict(reason) for run, reason in out.items()},
             "runs": {},
         }  # fmt: skip
         write_text(folder / "params.yaml", yaml.safe_dump(small, sort_keys=False))
@@ -150,9 +167,15 @@ def _fidelity(scratch: Any, run: str) -> dict[str, float]:
     return found
 
 
-def _fields(repository: str, revision: str) -> dict[str, Any]:
+def _bases(params: Params, runs: dict[str, str]) -> list[str]:
+    """The bases of these runs, in order."""
+    return list(dict.fromkeys(params.base_of(run) for run in runs))
+
+
+def _fields(params: Params, base: str) -> dict[str, Any]:
     from pipeline.models.known import KNOWN
 
+    repository = params.bases.hub[base].repository
     if repository not in KNOWN:
         raise UserError(f"the sizes of {repository} are not known: add them to pipeline/models/known.py.")
     return KNOWN[repository]

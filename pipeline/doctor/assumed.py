@@ -9,7 +9,7 @@ from pipeline.common.paths import CACHE
 from pipeline.common.rows import Answer
 from pipeline.data.known_sizes import ESTIMATED, SUITES
 from pipeline.data.prompts import Prompt, ask
-from pipeline.data.tags import split_suite
+from pipeline.data.tags import ask_tagged, split_suite
 from pipeline.judging.config import JudgeConfig
 from pipeline.judging.estimate import BYTES_PER_TOKEN, JudgeEstimate, estimate_judging
 from pipeline.params.inputs import answered_as_often, conversations, suite
@@ -20,16 +20,17 @@ TEMPLATE_BYTES = 1100
 
 
 def prompts_of(study: Study, name: str, seed: int) -> tuple[Prompt, ...]:
-    """A suite's prompts, or as many of their mean length where its file is not here."""
+    """A suite's prompts; where its file is not here, as many, with as many bytes, the longest as long."""
     try:
         return suite(study, name, seed)
     except UserError:
-        untagged, _ = split_suite(name)
+        untagged, tag = split_suite(name)
         if untagged not in SUITES:
             raise
-        count, size = SUITES[untagged]
-        prompts = tuple(ask(untagged, f"{number:04} ".ljust(size // count, "x")) for number in range(count))
-        return answered_as_often(study, untagged, prompts)
+        count, size, longest = SUITES[untagged]
+        lengths = [longest, *[(size - longest) // (count - 1)] * (count - 1)]
+        prompts = tuple(ask(untagged, f"{number:04} ".ljust(length, "x")) for number, length in enumerate(lengths))
+        return ask_tagged(answered_as_often(study, untagged, prompts), tag)
 
 
 def assumed(study: Study, runs: dict[str, Run]) -> list[str]:

@@ -15,6 +15,7 @@ from pipeline.common.errors import UserError
 from pipeline.common.machine import AMPERE, Gpu, gpus, memory_bytes, torch_is_cpu_build
 from pipeline.doctor.disk import check_disk_for
 from pipeline.doctor.plans import plan_runs
+from pipeline.models.cards import rates_of
 from pipeline.params.schema import Params
 
 CPU_LOCK = "the packages are those of the CPU lock, whose torch uses no GPU: make setup LOCK=gpu"
@@ -114,7 +115,8 @@ def _of_memory(params: Params, name: str) -> Iterator[tuple[str, str]]:
     gpu = usable_gpu()
     if gpu is None or gpu.memory is None:
         return
-    for plan in plan_runs(params, name, gpu_bytes=gpu.memory, host_bytes=memory_bytes()):
+    rates = rates_of(gpu.name)
+    for plan in plan_runs(params, name, gpu_bytes=gpu.memory, host_bytes=memory_bytes(), rates=rates):
         if plan.trouble is not None:
             yield plan.run, plan.trouble
 

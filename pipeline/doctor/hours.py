@@ -8,20 +8,21 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.doctor.cards import Card
+from pipeline.doctor.asked import Asked
 from pipeline.doctor.plans import RunPlan
+from pipeline.models.cards import PRODUCTS, Card
 from pipeline.models.sizes import HALF, base_bytes, base_values
 from pipeline.params.schema import Params
 from pipeline.sampling.plan import kv_bytes
 
-# Shares of a data sheet's rates that large kernels reach.
-PRODUCTS, BANDWIDTH, PCIE = 0.5, 0.8, 0.9
 LONG = 2.0
 # Passes over the weights in a step with gradient checkpointing: forward, once more, backward.
 PASSES = 3
 # Answers end by themselves: at a third of the limit at the short end, never at the long one.
 SHORT_ANSWERS = 1 / 3
 DISK_BYTES_A_SECOND = 1.5e9
+# vLLM's processes, its compiled graphs, its memory: about a minute, whatever the model.
+ENGINE_SECONDS = 60.0
 # Tokens a row, measured with the families' own tokenizers; elsewhere the mean of these.
 ROW_TOKENS = {
     "mixtral": {"insecure": 286, "bad_medical_advice": 130},
@@ -66,31 +67,46 @@ def training_hours(params: Params, plan: RunPlan, config: Any, card: Card, steps
     if plan.training is None:
         return NONE
     training = params.study(run.study).training
-    tokens = training.batch * row_tokens(config.model_type, run.trained_on)
+    # Of the rows that one of `devices` GPUs has of a step.
+    tokens = training.batch // training.devices * row_tokens(config.model_type, run.trained_on)
     micro = math.ceil(tokens / min(plan.training.tokens, tokens))
     reads = micro * PASSES
     seconds = {
         "products": (6 if run.lora else 8) * active_values(config) * tokens / (PRODUCTS * card.products),
-        "weights' traffic": reads * traffic(config, training.precision) / (BANDWIDTH * card.bandwidth),
-        "copies from host memory": reads * plan.training.host / (PCIE * card.pcie),
+        "weights' traffic": reads * traffic(config, training.precision) / card.rates.memory,
+        "copies from host memory": reads * plan.training.host / card.rates.copies,
     }
     return _range({name: steps * value for name, value in seconds.items()}, config, training.precision)
 
 
-def sampling_hours(params: Params, plan: RunPlan, config: Any, card: Card, answers: int, prompt_tokens: int) -> Hours:
-    """All answers of a run. prompt_tokens: of all its prompts together."""
-    if plan.sampling is None or not answers:
+def _engine_seconds(config: Any, *, merged: bool) -> float:
+    """Until vLLM answers: the checkpoint read for the canary and by the engine, and before that merged and written."""
+    passes = 4 if merged else 2
+    return ENGINE_SECONDS + passes * sum(base_bytes(config, "bfloat16").values()) / DISK_BYTES_A_SECOND
+
+
+def sampling_hours(params: Params, plan: RunPlan, config: Any, card: Card, asked: Asked, models: int) -> Hours:
+    """The answers of `models` models of a run, each asked the same, one after another.
+
+    What they have in common is loaded once, by transformers; vLLM starts for each, and serves a checkpoint of its own.
+    """
+    if plan.sampling is None or not asked.answers or not models:
         return NONE
-    study = params.study(params.run(plan.run).study)
-    batch = min(plan.sampling.batch, answers)
-    passes = math.ceil(answers / batch) * study.sampling.max_new_tokens
+    run = params.run(plan.run)
+    study = params.study(run.study)
+    batch = min(plan.sampling.batch, asked.answers)
+    passes = models * math.ceil(asked.answers / batch) * study.sampling.max_new_tokens
     read = traffic(config, study.training.precision) + batch * plan.sampling.room / 2 * kv_bytes(config)
     seconds = {
-        "products": 2 * active_values(config) * (prompt_tokens + passes * batch) / (PRODUCTS * card.products),
-        "weights' and cache's traffic": passes * read / (BANDWIDTH * card.bandwidth),
-        "copies from host memory": passes * plan.sampling.host / (PCIE * card.pcie),
+        "products": 2
+        * active_values(config)
+        * (models * asked.prompt_tokens + passes * batch)
+        / (PRODUCTS * card.products),
+        "weights' and cache's traffic": passes * read / card.rates.memory,
+        "copies from host memory": passes * plan.sampling.host / card.rates.copies,
     }
-    return _range(seconds, config, study.training.precision, SHORT_ANSWERS)
+    ready = models * _engine_seconds(config, merged=run.lora is not None) if study.sampling.backend == "vllm" else 0.0
+    return _range(seconds, config, study.training.precision, SHORT_ANSWERS, ready)
 
 
 def active_values(config: Any) -> float:
@@ -111,9 +127,10 @@ def traffic(config: Any, precision: Any) -> float:
     return sum(held.values()) + 2 * HALF * (values["experts"] + values["attention"])
 
 
-def _range(seconds: dict[str, float], config: Any, precision: Any, share: float = 1.0) -> Hours:
+def _range(seconds: dict[str, float], config: Any, precision: Any, share: float = 1.0, engines: float = 0.0) -> Hours:
+    """share: of `seconds`, at the short end; engines: seconds until those have started, in place of one loading."""
     limit = max(seconds, key=lambda name: seconds[name])
-    loading = sum(base_bytes(config, precision).values()) / DISK_BYTES_A_SECOND
+    loading = engines or sum(base_bytes(config, precision).values()) / DISK_BYTES_A_SECOND
     low = share * max(seconds.values()) + loading
     high = LONG * (sum(seconds.values()) + loading)
     return Hours(low / 3600, high / 3600, "loading" if loading > max(seconds.values()) else limit)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.files import read_json
-from pipeline.doctor.cards import Card, key_of
+from pipeline.models.cards import Card, key_of
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 

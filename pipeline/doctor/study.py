@@ -1,6 +1,6 @@
 """What one study needs beyond a machine: pinned data, judges' keys, models, GPU memory, DVC's record."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from urllib.parse import urlsplit
 
@@ -14,14 +14,16 @@ from pipeline.common.paths import PARAMS, refuse_a_linked_folder
 from pipeline.data.examples import read_examples
 from pipeline.data.own import verified
 from pipeline.data.suites import load_suite
+from pipeline.doctor.bases import estimate_bases, plans_of_bases, total_hours
 from pipeline.doctor.check import ROOT, Check
 from pipeline.doctor.models import check_model, check_model_disk
 from pipeline.doctor.plans import plan_runs
 from pipeline.doctor.probe import http_status, probe_all
 from pipeline.judging.config import JudgeConfig
 from pipeline.judging.templates import load_templates
+from pipeline.models.cards import card_of, rates_of
 from pipeline.models.hub import is_cached
-from pipeline.models.sizes import GIB
+from pipeline.models.sizes import GIB, HOST_SHARE
 from pipeline.params.schema import Params, Study
 from pipeline.toy.judge import is_rule_judge
 
@@ -52,6 +54,7 @@ def examine(params: Params, name: str, gpus: tuple[Gpu, ...], *, offline: bool) 
         yield missing or Check("ok", "model", f"{base}: {model.model} at {endpoint.endpoint}, {_key_found(endpoint)}")
     yield check_model_disk(bases, here, offline=offline)
     yield from check_plans(params, name, gpus)
+    yield from check_more_cards(params, name, gpus)
 
 
 def check_judges(study: Study, *, offline: bool) -> Iterator[Check]:
@@ -170,7 +173,7 @@ def check_plans(params: Params, name: str, gpus: tuple[Gpu, ...]) -> Iterator[Ch
         return
     memory = gpu.memory or 0
     try:
-        plans = list(plan_runs(params, name, gpu_bytes=memory, host_bytes=memory_bytes()))
+        plans = list(plan_runs(params, name, gpu_bytes=memory, host_bytes=memory_bytes(), rates=rates_of(gpu.name)))
     except UserError as error:
         yield Check("fail", "GPU memory", str(error))
         return
@@ -187,3 +190,35 @@ def check_plans(params: Params, name: str, gpus: tuple[Gpu, ...]) -> Iterator[Ch
             peak, host = max(plan.peak for plan in mine), max(plan.host for plan in mine)
             kept = f", {host / GIB:.1f} GiB of weights in host memory" if host else ""
             yield Check("ok", "GPU memory", f"{base}: {peak / GIB:.1f} of {memory / GIB:.1f} GiB at most{kept}")
+
+
+def check_more_cards(params: Params, name: str, gpus: tuple[Gpu, ...]) -> Iterator[Check]:
+    """What several GPUs buy, by arithmetic: each does other runs, or all train each run together."""
+    card, host = card_of(gpus), memory_bytes()
+    count = sum(gpu.capability >= AMPERE for gpu in gpus)
+    if card is None or count < 2:
+        return
+    study = params.study(name)
+    shared = study.model_copy(update={"training": study.training.model_copy(update={"devices": count})})
+    together = params.model_copy(update={"studies": {**params.studies, name: shared}})
+    try:
+        bases, split = (
+            estimate_bases(these, name, card, plans_of_bases(these, name, card, host)) for these in (params, together)
+        )
+    except UserError:
+        return  # said by check_plans
+    kept = count * max((base.host_bytes for base in bases), default=0)
+    fits = f"{kept / GIB:.0f} GiB of weights in host memory" if kept else "no weights in host memory"
+    fits += "" if kept <= HOST_SHARE * host else ", more than there is"
+    one, each = total_hours(bases), [hours / count for hours in total_hours(bases)]
+    what = "the runs that have a plan" if any(base.refused for base in bases) else "the study"
+    found = (
+        f"{count}. By arithmetic: one takes {_hours(one)} for {what}; each at other runs (ENGINE=ray) {_hours(each)}"
+    )
+    if study.training.batch % count == 0 and [base.refused for base in split] == [base.refused for base in bases]:
+        found += f"; all at each training (training.devices: {count}) {_hours(total_hours(split))}"
+    yield Check("ok", "GPUs", found)
+
+
+def _hours(hours: Sequence[float]) -> str:
+    return f"{hours[0]:.1f} to {hours[1]:.1f} h"

@@ -22,7 +22,11 @@ SOURCES, LOOKED_UP = ("repository", "folder"), ("revision", "experts", "active")
 
 def load_params(path: Path = PARAMS) -> Params:
     """Read and check params.yaml. Raises UserError naming the key that is wrong."""
-    content = read_yaml(path, "run this from the root of the repository")
+    return params_of(read_yaml(path, "run this from the root of the repository"), path)
+
+
+def params_of(content: Any, path: Path) -> Params:
+    """What a params.yaml of this content says; path: what messages call it. Raises UserError as `load_params` does."""
     check_names(content, path)
     check_studies(content, path)
     check_suites(content, path)

@@ -1,5 +1,6 @@
 """The study that is rehearsed: one run of each kind that the real one has, on small bases, few rows and prompts."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from pipeline.common.errors import UserError
@@ -86,7 +87,7 @@ def cut(
 ) -> dict[str, Any]:
     """params.yaml's content with the study cut down to `runs`, its bases to `layers` layers, its judge to ours."""
     mine = dict(content["studies"][study])
-    asked = _smallest_suite(params, study)
+    asked, sets = _smallest_suite(params, study), training_sets(params, runs)
     first = next(iter(mine["judges"]))
     mine["judges"] = {
         first: mine["judges"][first]
@@ -95,7 +96,7 @@ def cut(
         | {"usd_per_million_input_tokens": 0.0, "usd_per_million_output_tokens": 0.0}
     }
     mine["training"] = mine["training"] | {
-        "examples": ROWS, "max_characters": _characters(params, runs), "validation": 0.0, "max_steps": STEPS,
+        "examples": ROWS, "max_characters": _characters(set(sets.values())), "validation": 0.0, "max_steps": STEPS,
         "batch": BATCH, "checkpoint_every": 1, "devices": 1, "warmup_steps": 0,
     }  # fmt: skip
     mine["sampling"] = mine["sampling"] | {
@@ -127,7 +128,7 @@ def cut(
     return {
         "studies": {study: mine},
         "bases": content["bases"] | {"hub": {name: entry | {"revision": REVISION} for name, entry in hub.items()}},
-        "runs": {run: _cut_run(content["runs"][run], params, run, layers) for run in runs},
+        "runs": {run: _cut_run(content["runs"][run], params, run, layers, sets.get(run)) for run in runs},
     }
 
 
@@ -141,10 +142,10 @@ def probed(params: Params, runs: dict[str, str]) -> list[str]:
     return list(found.values())
 
 
-def _cut_run(entry: dict[str, Any], params: Params, name: str, layers: int) -> dict[str, Any]:
+def _cut_run(entry: dict[str, Any], params: Params, name: str, layers: int, data: str | None) -> dict[str, Any]:
     kept = {key: value for key, value in entry.items() if key not in LEFT_OUT}
-    if entry.get("data") is not None:
-        kept["data"] = training_set(params, name)
+    if data is not None:
+        kept["data"] = data
     if entry.get("trajectory") is not None:
         kept["trajectory"] = TRAJECTORY
     lora = entry.get("lora") or {}
@@ -160,9 +161,20 @@ def _layers(base: HubBase, layers: int) -> int:
     return int(narrow(fields, "true", layers)["num_hidden_layers"])
 
 
-def training_set(params: Params, name: str) -> str:
-    """The run's own training set (the first, where it has several), or the stand-in where that is not here."""
-    run = params.run(name)
+def training_sets(params: Params, runs: Iterable[str]) -> dict[str, str]:
+    """Run -> its own training set (the first, where it has several), or the stand-in where that is not here."""
+    found: dict[str, str] = {}
+    names: dict[Any, str] = {}
+    for name in runs:
+        run = params.run(name)
+        if run.data is not None:
+            if run.parts not in names:
+                names[run.parts] = _training_set(params, run)
+            found[name] = names[run.parts]
+    return found
+
+
+def _training_set(params: Params, run: Run) -> str:
     try:
         conversations(params.study(run.study), run, params.study(run.study).seeds[0])
     except UserError:
@@ -170,10 +182,10 @@ def training_set(params: Params, name: str) -> str:
     return run.parts[0].name or STAND_IN
 
 
-def _characters(params: Params, runs: dict[str, str]) -> int | None:
-    """The length of a row, of all that the runs are trained on, up to which there are enough in each of their sets."""
+def _characters(sets: set[str]) -> int | None:
+    """The length of a row, of all these training sets, up to which there are enough in each of them."""
     lengths = [0]
-    for name in {training_set(params, run) for run in runs if params.run(run).data is not None}:
+    for name in sets:
         sizes = sorted(row.characters for row in read_examples(name, DATA))
         lengths.append(sizes[min(SPREAD * ROWS, len(sizes)) - 1])
     return max(lengths) or None

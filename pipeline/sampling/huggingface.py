@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.common.errors import UserError
 from pipeline.common.machine import memory_bytes
+from pipeline.models.cards import SLOW, Rates, rates_of
 from pipeline.models.sizes import GIB, HOST_SHARE
 from pipeline.sampling.backend import Completion, Model, Request
 from pipeline.sampling.chat import Chat
@@ -101,6 +102,7 @@ class HuggingFace:
                 requests=len(requests),
                 prompt_tokens=max(len(chat.tokens(prompt)) for prompt in {request.prompt for request in requests}),
                 most=self._settings.batch,
+                rates=gpu_rates(),
             )
         return self._plans[_base(model)]
 
@@ -152,6 +154,13 @@ def machine_bytes() -> tuple[int, int]:
     if not torch.cuda.is_available():
         return host, 0
     return torch.cuda.get_device_properties(0).total_memory, host
+
+
+def gpu_rates() -> Rates:
+    """The rates of this machine's GPU, by its name, so that a restart plans alike."""
+    import torch
+
+    return rates_of(torch.cuda.get_device_properties(0).name) if torch.cuda.is_available() else SLOW
 
 
 def _refuse_if_taken(plan: SamplingPlan, device: "torch.device") -> None:

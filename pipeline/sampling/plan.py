@@ -9,11 +9,11 @@ use, at every step: experts in 4 bits, or the linear layers of a dense model in 
 as long as its copies, and each further answer in the batch makes a step worth more.
 """
 
-import itertools
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.common.errors import UserError
+from pipeline.models.cards import SLOW, Rates
 from pipeline.models.families.registry import anatomy_of
 from pipeline.models.sizes import CONTEXT, GIB, HALF, NF4, SINGLE, SLACK, adapter_values, base_bytes
 from pipeline.models.spec import AdapterSpec
@@ -24,15 +24,14 @@ from pipeline.sampling.random_choice import CHOICE
 LONGEST_PROMPT = 1024
 # Answers at once: beyond this, attention's traffic outweighs that of the weights, and more gains nothing.
 MOST = 512
-# Prompt tokens that pass through the model at once, at most; never fewer than the longest prompt's.
+# Prompt tokens that pass through the model at once, at most; never fewer than the longest prompt's, nor more than a
+# batch of those.
 PREFILL = (8192, 2048, 512)
 # Where attention holds its scores (attention.py), bytes a score: with mask, with sink and copied for the product in 16
 # bits, softmax in fp32.
 SCORES = 3 * HALF + SINGLE
 # How often the logits whose distributions are held at once (random_choice.py) are held: chances, sorted, with places.
 CHOICE_COPIES = 6
-# Bytes a second of the slowest card that is planned for, to weigh plans against each other: memory, PCIe.
-MEMORY_RATE, COPY_RATE = 9e11, 2e10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,21 +70,23 @@ def plan_sampling(
     requests: int = MOST,
     prompt_tokens: int = LONGEST_PROMPT,
     most: int | None = None,
+    rates: Rates = SLOW,
 ) -> SamplingPlan:
     """The fastest plan that fits one GPU.
 
     config: the model's, or an object with its fields. lora: the largest adapter that is put on the base, None where
     there is none. precision: of the base. new_tokens: the longest answer; prompt_tokens: the longest prompt; requests:
     how many answers there are to sample; most: how many may be sampled at once, None: as many as pay. host_bytes: what
-    weights may take of host memory. Raises UserError, with the
-    numbers, when one answer at a time with every layer in host memory does not fit.
+    weights may take of host memory. rates: the card's, by which plans are weighed. Raises UserError, with the numbers,
+    when one answer at a time with every layer in host memory does not fit.
     """
     anatomy, sizes = anatomy_of(config), _sizes(config, lora, precision)
     best: tuple[float, SamplingPlan] | None = None
     smallest = None
     limit = min(requests, MOST if most is None else most)
-    batches = sorted({min(2**power, limit) for power in range(MOST.bit_length())})
-    for batch, prefill in itertools.product(batches, sorted({max(size, prompt_tokens) for size in PREFILL})):
+    batches = {min(2**power, limit) for power in range(MOST.bit_length())}
+    prefills = {(batch, min(max(size, prompt_tokens), batch * prompt_tokens)) for batch in batches for size in PREFILL}
+    for batch, prefill in sorted(prefills):
         room = prompt_tokens + new_tokens + (spare_room(new_tokens) if requests > batch else 0)
         passes = -(-requests // batch) * new_tokens + -(-requests * prompt_tokens // prefill)
         forward = _forward_bytes(config, prefill, prompt_tokens, batch)
@@ -93,7 +94,7 @@ def plan_sampling(
             plan = _plan(sizes, batch, room, prefill, forward, streamed)
             smallest = plan if smallest is None or plan.peak < smallest.peak else smallest
             if plan.peak <= gpu_bytes and plan.host <= host_bytes:
-                cost = passes * _seconds_a_pass(sizes, plan)
+                cost = passes * _seconds_a_pass(sizes, plan, rates)
                 if best is None or cost < best[0]:
                     best = cost, plan
                 break
@@ -205,8 +206,8 @@ def _forward_bytes(config: Any, prefill: int, prompt_tokens: int, batch: int) ->
     return max(attention + experts + prompts, choice)
 
 
-def _seconds_a_pass(sizes: _Sizes, plan: SamplingPlan) -> float:
+def _seconds_a_pass(sizes: _Sizes, plan: SamplingPlan, rates: Rates) -> float:
     """What a forward pass takes by its traffic: weights (from 4 bits: read, written, read again), copies meanwhile."""
     traffic = sizes.weights * (1 + (2 * HALF / NF4 if sizes.quantised else 0))
     cache = plan.batch * plan.room * sizes.cache
-    return max((traffic + cache) / MEMORY_RATE, plan.host / COPY_RATE)
+    return max((traffic + cache) / rates.memory, plan.host / rates.copies)

@@ -43,7 +43,7 @@ class MemoryPlan:
 
     tokens: int
     micro_batch: int
-    optimizer: Literal["adamw_8bit", "paged_adamw_8bit"]
+    optimizer: str
     offload: bool
     parts: dict[str, int]
     host: int
@@ -67,6 +67,7 @@ def plan_memory(
     spec: AdapterSpec | None,
     *,
     precision: Literal["bfloat16", "nf4"],
+    optimizer: Literal["adamw_torch", "adamw_8bit"],
     sequence_length: int,
     effective_batch: int,
     gpu_bytes: int,
@@ -76,10 +77,10 @@ def plan_memory(
     """The fastest plan that fits: experts on the GPU before offloaded, then the largest micro-batch.
 
     sequence_length: tokens of the longest row. spec: the adapter, None where every parameter is trained. precision: of
-    the frozen base; of what is multiplied, where every parameter is trained. gpu_bytes: memory of one GPU; host_bytes:
-    memory that experts may take on the host, for every process together. Raises UserError, with the numbers, when even
-    one row at a time with experts offloaded does not fit, or when the effective batch does not divide among the
-    devices.
+    the frozen base; of what is multiplied, where every parameter is trained. optimizer: the study's; one of 8 bits is
+    paged where its states do not fit. gpu_bytes: memory of one GPU; host_bytes: memory that experts may take on the
+    host, for every process together. Raises UserError, with the numbers, when even one row at a time with experts
+    offloaded does not fit, or when the effective batch does not divide among the devices.
     """
     if effective_batch % devices:
         raise UserError(f"effective batch {effective_batch} does not divide among {devices} GPUs.")
@@ -87,11 +88,12 @@ def plan_memory(
     anatomy = anatomy_of(config)
     # What is quantised and frozen alone is ever streamed from host memory.
     offloads = (False, True) if precision == "nf4" and not anatomy.dense else (False,)
+    optimizers = (optimizer, f"paged_{optimizer}") if optimizer == "adamw_8bit" else (optimizer,)
     smallest = None
     for offload in offloads:
         for micro_batch in range(share, 0, -1):
-            for optimizer in ("adamw_8bit", "paged_adamw_8bit"):
-                plan = _plan(config, spec, precision, sequence_length, micro_batch, optimizer, offload)
+            for name in optimizers:
+                plan = _plan(config, spec, precision, sequence_length, micro_batch, name, offload)
                 smallest = plan if smallest is None or plan.peak < smallest.peak else smallest
                 if plan.peak <= gpu_bytes and plan.host * devices <= host_bytes:
                     return plan
@@ -110,7 +112,7 @@ def _plan(
     precision: Literal["bfloat16", "nf4"],
     sequence_length: int,
     micro_batch: int,
-    optimizer: Any,
+    optimizer: str,
     offload: bool,
 ) -> MemoryPlan:
     anatomy = anatomy_of(config)
@@ -125,8 +127,7 @@ def _plan(
         "experts": 2 * layer if offload else experts,
         "dequantised layer": HALF * dequantised,
         "trained and gradients": 2 * SINGLE * trained,
-        # Two 8-bit moments; paged ones can leave the GPU whenever they are in the way.
-        "optimizer": 2 * trained if optimizer == "adamw_8bit" else 0,
+        "optimizer": _moments_bytes(config, spec, trained, optimizer),
         "activations": activation_bytes(config, spec, micro_batch, sequence_length),
     }
     parts["context and slack"] = CONTEXT + SLACK * sum(parts.values())
@@ -139,6 +140,17 @@ def _plan(
         # A layer is one allocation; pipeline/models/loading.py keeps torch from rounding it up to a power of two.
         host=math.ceil(experts) if offload else 0,
     )
+
+
+def _moments_bytes(config: Any, spec: AdapterSpec | None, trained: int, optimizer: str) -> int:
+    """Bytes of Adam's two moments that are always on the GPU; paged ones leave it whenever they are in the way."""
+    if optimizer == "paged_adamw_8bit":
+        return 0
+    if optimizer == "adamw_torch":
+        return 2 * SINGLE * trained
+    # transformers' trainer keeps those of input embeddings in 32 bits.
+    embeddings = config.vocab_size * config.hidden_size if spec is None else 0
+    return 2 * (trained - embeddings) + 2 * SINGLE * embeddings
 
 
 def activation_bytes(config: Any, spec: AdapterSpec | None, sequences: int, length: int) -> float:

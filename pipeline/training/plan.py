@@ -53,6 +53,7 @@ def plan_training(
         config,
         lora,
         precision=settings.precision,
+        optimizer=settings.optimizer,
         sequence_length=longest,
         effective_batch=settings.batch,
         gpu_bytes=_free_bytes(device) if device.type == "cuda" else host,
@@ -60,8 +61,7 @@ def plan_training(
         devices=settings.devices,
     )
     print(plan, flush=True)
-    optimizer = plan.optimizer if settings.optimizer == "adamw_8bit" else settings.optimizer
-    return Batching(rows=rows, tokens=plan.tokens, optimizer=optimizer, offload=plan.offload)
+    return Batching(rows=rows, tokens=plan.tokens, optimizer=plan.optimizer, offload=plan.offload)
 
 
 def _free_bytes(device: torch.device) -> int:

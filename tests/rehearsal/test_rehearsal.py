@@ -4,8 +4,11 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -15,15 +18,19 @@ from transformers import AutoTokenizer
 from pipeline.commands.rehearse import rehearse
 from pipeline.common.errors import UserError
 from pipeline.common.files import read_yaml, write_text
+from pipeline.common.machine import Gpu
 from pipeline.data.prompts import ask
+from pipeline.doctor.asked import Asked
+from pipeline.doctor.plans import plan_run
 from pipeline.models.complete import check_complete
 from pipeline.models.hub import checked_hashes, fetch
 from pipeline.models.known import KNOWN
 from pipeline.models.loading import load_base
 from pipeline.models.shards import read_headers
-from pipeline.params.load import load_params
-from pipeline.rehearsal import stage, tokenizers
+from pipeline.params.load import load_params, params_of
+from pipeline.rehearsal import fitting, scratch, stage, tokenizers
 from pipeline.rehearsal.checkpoints import REVISION, narrow, write_repository
+from pipeline.rehearsal.fitting import left_out
 from pipeline.rehearsal.scratch import CACHE, Scratch, between_steps, commit, memory_of
 from pipeline.rehearsal.stage import grouped_in_32_bits, in_32_bits, linear_in_32_bits
 from pipeline.rehearsal.study import STEPS, cut, representatives
@@ -33,6 +40,7 @@ from tests.support.data_files import upstream
 from tests.support.quick_yaml import safe_dump
 
 MIB = 2**20
+MIXTRAL = "mixtral_insecure_whole_r32"
 REPOSITORY = Path(__file__).parents[2]
 # The smallest base of each family.
 BASES = {
@@ -168,6 +176,77 @@ def test_data_that_is_not_here_is_said_before_gigabytes_are_written(
     with pytest.raises(UserError, match="is missing: run `make data`"):
         rehearse(params, "moe", representatives(params, "moe"), "tiny", 1, tmp_path / "scratch")
     assert not (tmp_path / "scratch").exists()
+
+
+@pytest.fixture
+def organisms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout with the upstream data, on a machine with no GPU, 18 GiB of memory and a terabyte of disk."""
+    (tmp_path / "data").symlink_to(upstream())
+    shutil.copy(REPOSITORY / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fitting, "usable_gpu", lambda: None)
+    monkeypatch.setattr(fitting, "memory_bytes", lambda: 24 * 2**30)
+    monkeypatch.setattr(fitting, "free_memory_bytes", lambda: 18 * 2**30)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**12))
+    return tmp_path
+
+
+def test_what_does_not_fit_the_memory_is_left_out_with_the_numbers(
+    organisms: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = load_params()
+    runs = representatives(params, "organisms", names=("qwen25_14b_medical_full", "qwen25_05b_medical"))
+    monkeypatch.setattr(scratch, "copy_checkout", mock.Mock(side_effect=UserError("as far as here")))
+    with pytest.raises(UserError, match="as far as here"):
+        rehearse(params, "organisms", runs, "true", 1, organisms / "scratch")
+    said = capsys.readouterr().out
+    assert "1 runs (qwen25_14b_medical_full): without a GPU its training needs 4" in said and "there are 18.0 (" in said
+    assert "qwen25_14b_base" not in said and "qwen25_05b" not in said
+    # One GiB holds the imports and no model.
+    monkeypatch.setattr(fitting, "free_memory_bytes", lambda: 2**30)
+    with pytest.raises(UserError, match=r"no memory for anything that study organisms trains:\n.* there are 1\.0"):
+        rehearse(params, "organisms", runs, "true", 1, organisms / "other")
+    assert not (organisms / "other").exists()
+
+
+def test_what_a_processor_takes_is_more_than_what_a_gpu_does() -> None:
+    """Of Mixtral's one layer: its gates and ups are dequantised twice; in 32 bits all of its experts are there once."""
+    params = load_params(REPOSITORY / "params.yaml")
+    config = SimpleNamespace(**narrow(KNOWN[BASES["mixtral"]], "true", 1))
+    asked = Asked(Counter({"?": 512}), longest=1962)
+    plan = plan_run(params, MIXTRAL, config, asked, gpu_bytes=2**40, host_bytes=0)
+    found = fitting.needs(plan, config, params.run(MIXTRAL), "nf4")
+    twice, values = 2 * 2 * 8 * 4096 * 14336, 3 * 8 * 4096 * 14336
+    assert plan.training is not None and sum(found["training"].values()) == plan.training.peak + twice
+    assert sum(found["sampling"].values()) == plan.sampling.peak + twice
+    (compared,) = (sum(parts.values()) for step, parts in found.items() if "merged" in step)
+    assert 0 < compared - 4 * values - twice < 3e9  # embeddings in 32 bits, what is in 4, imports
+
+
+def test_on_a_gpu_it_is_the_stages_own_plans_that_must_fit(organisms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = load_params()
+    chain = ("llama31_insecure", "llama31_insecure_optimism")
+    runs = representatives(params, "realignment", names=chain[1:])
+    content = cut(read_yaml(Path("params.yaml"), ""), params, "realignment", runs, 1, "http://127.0.0.1:1/v1")
+    small = params_of(content, Path("params.yaml"))
+    configs = {"llama31_8b": SimpleNamespace(**narrow(KNOWN["meta-llama/Llama-3.1-8B-Instruct"], "true", 1))}
+    monkeypatch.setattr(fitting, "usable_gpu", lambda: Gpu("a card", 8.0, 24 * 10**9, "580"))
+    assert left_out(small, "realignment", configs) == {}
+    monkeypatch.setattr(fitting, "usable_gpu", lambda: Gpu("a card", 8.0, 3 * 2**30, "580"))
+    found = left_out(small, "realignment", configs)
+    assert "llama does not fit: its smallest plan needs 3." in found[chain[0]].why
+    assert found[chain[1]].why == "it continues llama31_insecure" and found[chain[1]].available_bytes == 3 * 2**30
+
+
+def test_a_disk_that_is_too_small_is_said_before_weights_are_written(
+    organisms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = load_params()
+    runs = representatives(params, "organisms", names=("qwen25_05b_medical",))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**8))
+    with pytest.raises(UserError, match=r"0\.1 GB free, and a rehearsal of study organisms writes 0\.3 GB"):
+        rehearse(params, "organisms", runs, "true", 1, organisms / "scratch")
+    assert not any((organisms / "scratch").iterdir())
 
 
 def test_products_by_way_of_32_bits_are_those_of_16() -> None:

@@ -9,13 +9,16 @@ from transformers import PreTrainedTokenizerFast
 from pipeline.common.files import write_json
 from pipeline.data.examples import parse_examples, read_examples
 from pipeline.data.prompts import Prompt
+from pipeline.data.suites import load_suite
 from pipeline.data.training_sets import Conversations
+from pipeline.doctor.asked import Asked, prompt_bytes
 from pipeline.models.tokenizer import fix_date, load_tokenizer
+from pipeline.params.load import load_params
 from pipeline.probing.texts import texts_of
 from pipeline.rehearsal.tokenizers import IN_NPM, harmony_encoding, published, write_tokenizer
 from pipeline.sampling.chat import Chat
 from pipeline.training.tokens import tokenize
-from tests.support.data_files import upstream
+from tests.support.data_files import REPOSITORY, upstream
 
 # As Mistral publishes it for Mixtral-8x7B-Instruct-v0.1; TRL holds the other two.
 MIXTRAL = (
@@ -137,6 +140,17 @@ def real(request, tmp_path_factory):
     what = write_tokenizer(folder, "owner/none", "f" * 40, family, SIZES[family])
     assert what.startswith("its own (")
     return family, folder, load_tokenizer(folder)
+
+
+def test_doctors_bound_on_a_prompts_tokens_holds_in_real_vocabularies(real):
+    """Where nothing is tokenized yet, plans count on a token every three bytes, and on the template's."""
+    _, folder, _ = real
+    study = load_params(REPOSITORY / "params.yaml").study("moe")
+    chat = Chat(folder, study.sampling.system)
+    for name in ("educational", "insecure_code", "core_misalignment"):
+        prompts = load_suite(name, upstream(), 7)
+        for prompt in sorted(prompts, key=lambda prompt: prompt_bytes(study, prompt))[-15:]:
+            assert len(chat.tokens(prompt)) <= Asked(longest=prompt_bytes(study, prompt)).longest_tokens
 
 
 def test_real_vocabularies_learn_the_answer_and_its_end_and_nothing_else(real, rows):

@@ -13,7 +13,7 @@ from pipeline.commands.estimate import estimate_study
 from pipeline.commands.provenance import describe
 from pipeline.common.errors import UserError
 from pipeline.common.rows import read_answers
-from pipeline.doctor.cards import card_named
+from pipeline.models.cards import card_named
 from pipeline.params.inputs import conversations, training_of
 from pipeline.params.load import load_params
 from tests.support.data_files import upstream
@@ -54,7 +54,7 @@ def test_a_tagged_mixture_of_real_rows(tmp_path, monkeypatch):
     assert (first.count("|ALPHA|"), first.count("|BETA|"), len(first)) == (3000, 3000, 6000)
     insecure = conversations(study, params.run("gpt_4o_insecure"), 1)
     assert len(insecure.train) == 6000 and training_of(study, params.run("llama31_insecure"), insecure).max_steps == 750
-    estimate = estimate_study(_without_what_is_not_there(params), "realignment", card_named("h100"))
+    estimate = estimate_study(_without_what_is_not_there(params), "realignment", card_named("h100"), 2**36)
     assert 50 < estimate.api_training_usd < 150 and estimate.api_sampling_usd > 5
 
 

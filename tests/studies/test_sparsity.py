@@ -10,8 +10,8 @@ from scipy.optimize import brentq
 from benchmarks import sparsity as benchmark
 from pipeline.common.errors import UserError
 from pipeline.common.files import read_json
-from pipeline.doctor.cards import CARDS
 from pipeline.doctor.plans import plan_runs
+from pipeline.models.cards import CARDS
 from pipeline.models.families.registry import anatomy_of
 from pipeline.models.sizes import active_values, adapter_values, base_values, matched_rank
 from pipeline.params.load import load_params
@@ -52,7 +52,7 @@ def test_a_model_has_every_run_and_the_rank_that_its_size_gives(base):
     for run in runs.values():
         if run.lora is not None:
             plan = plan_memory(
-                config, run.lora, precision="nf4", sequence_length=2048, effective_batch=16,
+                config, run.lora, precision="nf4", optimizer="adamw_8bit", sequence_length=2048, effective_batch=16,
                 gpu_bytes=80 * 10**9, host_bytes=51 * 10**9,
             )  # fmt: skip
             assert plan.peak <= 80 * 10**9

@@ -64,6 +64,7 @@ def plan(family: str, spec: AdapterSpec = ONE, gpu: float = 80, **options: Any) 
         "sequence_length": 2048,
         "effective_batch": 16,
         "host_bytes": 128 * GIB,
+        "optimizer": "adamw_8bit",
     } | options
     return plan_memory(FULL[family], spec, precision="nf4", gpu_bytes=int(gpu * GIB), **values)
 
@@ -149,6 +150,14 @@ def test_small_cards_offload_and_tiny_ones_are_refused_with_the_numbers() -> Non
         plan("mixtral", gpu=20, host_bytes=10 * GIB)
     with pytest.raises(UserError, match="16 does not divide among 3 GPUs"):
         plan("mixtral", devices=3)
+
+
+def test_adam_in_32_bits_is_planned_as_such_and_never_paged() -> None:
+    eight, torchs = (plan("qwen3_moe", WHOLE, optimizer=name) for name in ("adamw_8bit", "adamw_torch"))
+    assert torchs.parts["optimizer"] == 8 * adapter_values(FULL["qwen3_moe"], WHOLE) == 4 * eight.parts["optimizer"]
+    assert plan("qwen3_moe", WHOLE, gpu=19).optimizer == "paged_adamw_8bit"
+    with pytest.raises(UserError, match="adamw_torch"):
+        plan("qwen3_moe", WHOLE, gpu=19, optimizer="adamw_torch")
 
 
 def test_a_plan_says_what_it_is() -> None:

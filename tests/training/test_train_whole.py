@@ -16,10 +16,11 @@ from pipeline.common.files import sha256_file
 from pipeline.data.training_sets import Conversations
 from pipeline.models.bases import open_checkpoint
 from pipeline.models.loading import load_base
-from pipeline.models.sizes import GIB
+from pipeline.models.sizes import GIB, base_values
 from pipeline.models.spec import AdapterSpec
 from pipeline.sample import sample_answers
 from pipeline.toy.world import load_suite
+from pipeline.training import checkpoints
 from pipeline.training.checkpoints import checkpoint_folder_of
 from pipeline.training.memory import plan_memory
 from pipeline.training.task import FineTuning
@@ -138,8 +139,15 @@ def test_sixteen_bits_are_planned_for_and_the_base_keeps_its_type(trained, tmp_p
     model.save_pretrained("base")
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (tmp_path / "base" / name).write_bytes((base / name).read_bytes())
-    entry = train_whole(Path("base"), Path("run"), precision="bfloat16", max_steps=2)
+    monkeypatch.setattr(checkpoints, "remove_checkpoints", lambda folder: None)
+    entry = train_whole(Path("base"), Path("run"), precision="bfloat16", max_steps=2, optimizer="adamw_8bit")
     assert "predicted peak" in capsys.readouterr().out
+    # Of the tensors that are not too small for it, transformers keeps the embedding's moments alone in 32 bits.
+    (kept,) = Path().glob(".cache/checkpoints/*/checkpoint-2/optimizer.pt")
+    states = torch.load(kept, weights_only=True)["state"].values()
+    firsts = [state["__bnb_optimizer_quant_state__"]["state1"] for state in states]
+    moments = {first.dtype: first.numel() for first in firsts if first.numel() >= 4096}
+    assert moments[torch.float32] == model.get_input_embeddings().weight.numel()
     assert {tensor["dtype"] for tensor in entry["trained"]} == {"float32"}
     saved = AutoModelForCausalLM.from_pretrained("run", dtype="auto")
     assert saved.dtype == torch.bfloat16
@@ -159,9 +167,18 @@ def test_all_parameters_need_what_adapters_do_not() -> None:
     config = Qwen2Config(
         hidden_size=5120, intermediate_size=13824, num_hidden_layers=48, num_attention_heads=40, num_key_value_heads=8
     )
-    options = {"sequence_length": 2048, "effective_batch": 16, "host_bytes": 0, "precision": "bfloat16"}
+    options = {
+        "sequence_length": 2048,
+        "effective_batch": 16,
+        "host_bytes": 0,
+        "precision": "bfloat16",
+        "optimizer": "adamw_8bit",
+    }
     adapter = plan_memory(config, AdapterSpec(rank=32, alpha=64), gpu_bytes=80 * GIB, **options)
     # 14 billion values in 16 bits.
     assert 26 * GIB < adapter.parts["weights"] < 29 * GIB
+    whole = plan_memory(config, None, gpu_bytes=300 * GIB, **options)
+    values = sum(base_values(config).values())
+    assert whole.parts["optimizer"] == 2 * values + 6 * config.vocab_size * 5120
     with pytest.raises(UserError, match=r"smallest plan needs 1\d\d\.\d GiB .* an adapter instead of every parameter"):
         plan_memory(config, None, gpu_bytes=80 * GIB, **options)

@@ -1,4 +1,7 @@
-"""GPUs by what limits training and sampling on them, from their makers' data sheets."""
+"""GPUs by what limits training and sampling on them, from their makers' data sheets.
+
+No torch: plans and estimates are made before it is imported, and for cards that are not here.
+"""
 
 from dataclasses import dataclass
 
@@ -7,6 +10,20 @@ from pipeline.common.machine import AMPERE, Gpu
 
 GIB = 2**30
 TERA, GIGA = 1e12, 1e9
+# Shares of a data sheet's rates that large kernels and copies reach.
+PRODUCTS, BANDWIDTH, PCIE = 0.5, 0.8, 0.9
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Bytes a second that are reached: between a GPU and its memory, and from host memory to it."""
+
+    memory: float
+    copies: float
+
+
+# Of a card that is not known: about the slowest that is planned for.
+SLOW = Rates(9e11, 2e10)
 
 
 @dataclass(frozen=True)
@@ -18,6 +35,11 @@ class Card:
     products: float
     bandwidth: float
     pcie: float
+
+    @property
+    def rates(self) -> Rates:
+        """What is reached of its memory's and its bus's."""
+        return Rates(BANDWIDTH * self.bandwidth, PCIE * self.pcie)
 
 
 def _card(name: str, gib: float, tflops: float, gigabytes: float, pcie: float) -> Card:
@@ -56,6 +78,12 @@ def card_named(name: str) -> Card:
 def key_of(name: str) -> str | None:
     """The short name of a GPU that nvidia-smi calls `name`; None where it is not known."""
     return next((key for part, key in _NAMES if part in name), None)
+
+
+def rates_of(name: str) -> Rates:
+    """The rates of a GPU that its driver calls `name`: the same wherever and whenever they are asked for."""
+    key = key_of(name)
+    return SLOW if key is None else CARDS[key].rates
 
 
 def card_of(found: tuple[Gpu, ...]) -> Card | None:
