@@ -93,7 +93,7 @@ def main(args: argparse.Namespace) -> None:
     params = load_params()
     if args.cards:
         hub = [name for name, study in params.studies.items() if study.world == "hub"]
-        print(card_tables(params, [args.study] if args.study else hub))
+        print("\n\n".join(card_tables(params, [args.study] if args.study else hub)))
         return
     name, _ = choose_study(params, args.study)
     params = with_seeds(only(params, name, args.runs), name, args.seeds or params.study(name).seeds)

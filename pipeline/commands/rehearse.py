@@ -86,7 +86,8 @@ def rehearse(params: Params, study: str, runs: dict[str, str], width: str, layer
     """Do it in `folder`; returns what was measured, and what was left out since this machine has no memory for it.
 
     runs: what each run that is rehearsed is of (pipeline/rehearsal/study.py). Raises UserError, with the numbers, when
-    no trained run fits or the disk is too small, and at the first stage that fails.
+    no trained run fits or the disk is too small, and at the first stage that fails; `folder` has what was measured until
+    then in measured.json.
     """
     import yaml
 
@@ -145,6 +146,8 @@ def rehearse(params: Params, study: str, runs: dict[str, str], width: str, layer
             report["runs"][run] = {"base": base, "kind": what, **stages}
             if params.run(run).lora and params.study(study).training.precision == "nf4":
                 report["runs"][run]["fidelity"] = _fidelity(scratch, run)
+            # A stage that fails hours later does not take this with it.
+            write_json(folder / "measured.json", report)
         for run, stage, planned, found in memory(report):
             if width == "true":  # plans of narrow models are about what a process takes by itself
                 print(f"{stage}@{run}: {found / GIB:.2f} GiB of {planned / GIB:.2f} planned", flush=True)

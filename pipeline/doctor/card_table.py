@@ -1,26 +1,24 @@
-"""What the hub studies take on cards of three sizes, as README.md shows it: two Markdown tables and what has no plan.
+"""What the hub studies take on cards of three sizes, in Markdown: tables of README.md and docs/artifact-appendix.md.
 
 All of it is computed from sizes, plans and data sheets, before anything is fetched; none of it was measured.
 """
 
-from collections.abc import Iterator
-
 from pipeline.doctor.bases import GB, GIB, LEAST_HOST, BaseEstimate, estimate_bases, plans_of_bases, total_hours
 from pipeline.doctor.disk import disk_needs
 from pipeline.doctor.plans import RunPlan
-from pipeline.models.cards import CARDS, Card
+from pipeline.models.cards import CARDS
 from pipeline.params.schema import Params
 
 SIZES = {"24 GB": CARDS["3090"], "48 GB": CARDS["a6000"], "80 GB": CARDS["h100"]}
 
 
-def card_tables(params: Params, studies: list[str]) -> str:
-    """Hours, host memory and disk by study; what the plans do by base; which runs have no plan, and why.
+def card_tables(params: Params, studies: list[str]) -> tuple[str, str]:
+    """Hours, host memory and disk by study; what the plans do by base.
 
     Raises as `plan_runs` does.
     """
     heads = [f"{size} ({card.name.removesuffix(' 80GB')})" for size, card in SIZES.items()]
-    whole, parts, refused = [], [], []
+    whole, parts = [], []
     for name in studies:
         plans = {size: plans_of_bases(params, name, card, LEAST_HOST) for size, card in SIZES.items()}
         bases = {size: estimate_bases(params, name, card, plans[size]) for size, card in SIZES.items()}
@@ -29,9 +27,7 @@ def card_tables(params: Params, studies: list[str]) -> str:
         whole.append([name, str(runs), f"{disk:.0f} GB", *(_study(bases[size]) for size in SIZES)])
         order = [base.base for base in bases["24 GB"]]
         parts += [[name, base, *(_plans(plans[size][base]) for size in SIZES)] for base in order]
-        refused += [f"- {line}" for size, card in SIZES.items() for line in _refused(name, size, card, bases[size])]
-    tables = (_table(["study", "runs", "disk", *heads], whole), _table(["study", "base", *heads], parts))
-    return "\n\n".join([*tables, "\n".join(refused)]).strip()
+    return _table(["study", "runs", "disk", *heads], whole), _table(["study", "base", *heads], parts)
 
 
 def _table(heads: list[str], rows: list[list[str]]) -> str:
@@ -59,11 +55,3 @@ def _plans(plans: list[RunPlan]) -> str:
         layers = f" ({most.streamed} layer{'s' * (most.streamed > 1)}, {most.host / GIB:.1f} GiB)"
         answers = f"{most.batch}" + (layers if most.host else "")
     return f"{rows}; {answers}"
-
-
-def _refused(study: str, size: str, card: Card, bases: list[BaseEstimate]) -> Iterator[str]:
-    """A line for each base of which a run has no plan on the card, with the numbers of the first."""
-    for base in (base for base in bases if base.refused):
-        assert base.reason is not None
-        why, _, _ = base.reason.partition("): ")
-        yield f"`{study}` on {size}: {len(base.refused)} of the {base.runs} runs on `{base.base}` ({why}))"
