@@ -86,8 +86,8 @@ def rehearse(params: Params, study: str, runs: dict[str, str], width: str, layer
     """Do it in `folder`; returns what was measured, and what was left out since this machine has no memory for it.
 
     runs: what each run that is rehearsed is of (pipeline/rehearsal/study.py). Raises UserError, with the numbers, when
-    no trained run fits or the disk is too small, and at the first stage that fails; `folder` has what was measured until
-    then in measured.json.
+    no trained run fits or the disk is too small, and at the first stage that fails; what was measured until
+    then is in `folder`, in measured.json.
     """
     import yaml
 
