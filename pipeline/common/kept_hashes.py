@@ -21,7 +21,7 @@ def kept_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, from what is kept of it where the file is still the same."""
     resolved = path.resolve()
     kept = FOLDER / f"{sha256_json(str(resolved))}.json"
-    state = _state(resolved)
+    state = file_state(resolved)
     if kept.exists():
         try:
             known = read_json(kept)
@@ -31,14 +31,15 @@ def kept_sha256(path: Path) -> str:
             kept.unlink(missing_ok=True)  # cut short, or another version's: made again below
     began = time.time_ns()
     digest = sha256_file(resolved)
-    if _state(resolved) != state:
+    if file_state(resolved) != state:
         raise UserError(f"{resolved} changed while it was read; end what writes to it, and run this again.")
     if began - state["ctime_ns"] > RACY_NS:
         write_json(kept, {"path": str(resolved), "state": state, "sha256": digest})
     return digest
 
 
-def _state(path: Path) -> dict[str, int]:
+def file_state(path: Path) -> dict[str, int]:
+    """What a file's bytes have not changed without."""
     stat = path.stat()
     return {
         "device": stat.st_dev,

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from pipeline.common.kept_hashes import file_state
 from pipeline.common.paths import PARAMS
 
 
@@ -26,14 +27,13 @@ def shown_only(stages: Collection[str]) -> Iterator[None]:
     names = {stage.partition("@")[2] for stage in stages}
 
     @functools.lru_cache(maxsize=1)
-    def read(path: str, *_state: int) -> Any:
+    def read(path: str, *_state: tuple[str, int]) -> Any:
         return needed_by(names, load_yaml(path))
 
     def load(path: str, fs: Any = None, **options: Any) -> Any:
         if Path(path).name != str(PARAMS):
             return load_yaml(path, fs=fs, **options)
-        file = Path(path).stat()
-        return read(path, file.st_ino, file.st_size, file.st_mtime_ns)  # somebody may edit it meanwhile
+        return read(path, *file_state(Path(path)).items())  # somebody may edit it meanwhile
 
     LOADERS[".yaml"], looked_up = load, params.dpath
     params.dpath = SimpleNamespace(get=_value_at)

@@ -24,6 +24,7 @@ from typing import Any
 import psutil
 
 from pipeline.common.environment import DVC_PROCESS, scrub
+from pipeline.common.kept_hashes import file_state
 from pipeline.common.numerics import pin_kernels
 from pipeline.common.processes import end_with_parent, lives, started
 from pipeline.common.signals import end_gently
@@ -154,7 +155,7 @@ def fork_stages() -> None:
 
 
 @functools.cache
-def _import_once() -> dict[str, tuple[int, int]]:
+def _import_once() -> dict[Path, dict[str, int]]:
     """Import what stages import, in the environment that a stage gives itself; return this project's sources."""
     environment = dict(os.environ)
     scrub()
@@ -172,22 +173,14 @@ def _import_once() -> dict[str, tuple[int, int]]:
     return _sources()
 
 
-def _sources() -> dict[str, tuple[int, int]]:
-    """The files of this project's modules that are imported, each with when it was written and its size."""
+def _sources() -> dict[Path, dict[str, int]]:
+    """The files of this project's modules that are imported, each with its state."""
     files = [module.__file__ for name, module in sys.modules.items() if name.partition(".")[0] == "pipeline"]
-    return {file: _state(file) for file in files if file}
+    return {Path(file): file_state(Path(file)) for file in files if file}
 
 
-def _state(file: str) -> tuple[int, int]:
-    try:
-        found = Path(file).stat()
-    except FileNotFoundError:
-        return 0, 0
-    return found.st_mtime_ns, found.st_size
-
-
-def _unchanged(sources: dict[str, tuple[int, int]]) -> bool:
-    return all(_state(file) == state for file, state in sources.items())
+def _unchanged(sources: dict[Path, dict[str, int]]) -> bool:
+    return all(file.exists() and file_state(file) == state for file, state in sources.items())
 
 
 def _do(stage: list[str], environment: dict[str, str]) -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from pipeline.common.kept_hashes import file_state
 from pipeline.params.load import load_params
 from pipeline.params.schema import RUN_STAGES
 from pipeline.running import worker
@@ -99,13 +100,13 @@ def test_every_runs_stage_can_be_forked():
 def test_code_that_has_changed_is_not_run_from_memory(tmp_path):
     file = tmp_path / "module.py"
     file.write_text("a")
-    sources = {str(file): worker._state(str(file)), str(tmp_path / "none.py"): worker._state(str(tmp_path / "none.py"))}
+    sources = {file: file_state(file)}
     assert worker._unchanged(sources)
     file.write_text("ab")
     assert not worker._unchanged(sources)
     file.unlink()
     assert not worker._unchanged(sources)
-    assert str(Path(worker.lock.__file__)) in worker._sources()
+    assert Path(worker.lock.__file__) in worker._sources()
 
 
 def test_dvc_sees_a_studys_own_stages_as_it_sees_them_among_all(monkeypatch):
