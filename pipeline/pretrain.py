@@ -33,7 +33,7 @@ def main(args: argparse.Namespace) -> None:
     folder = ARTIFACTS / "bases" / args.base
 
     losses = "seed,step,loss\n"
-    for seed in each_seed((*study.seeds, *base.more_seeds), f"pretrain {args.base}"):
+    for seed in each_seed((*study.seeds, *base.more_seeds), f"pretrain {args.base}", strict=True):
         losses += pretrain(base, study.pretraining, seed, folder / f"seed-{seed}")
     write_text(folder / "loss.csv", losses)
 

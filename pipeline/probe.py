@@ -79,7 +79,7 @@ def probe_run(params: Params, name: str, folder: Path) -> None:
     most = most_answers(study, run.lora, read_config(open_base(base, study.seeds[0]).path))
     with open_judge(study.judge, study.judges[study.judge]) as ask:
         judge = Strict(ask, study.thresholds, most, where)
-        for seed in each_seed(study.seeds, f"probe {name}"):
+        for seed in each_seed(study.seeds, f"probe {name}", strict=study.world == "toy"):
             model = Model(
                 base=open_base(base, seed, run.active_in("sampling")),
                 adapter=ARTIFACTS / run.study / "adapters" / name / f"seed-{seed}",

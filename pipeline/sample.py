@@ -55,7 +55,7 @@ def main(args: argparse.Namespace) -> None:
     backend = start_backend(study.sampling)
     rows: list[Answer] = []
     active = run.active_in("sampling")
-    for seed in each_seed(params.seeds_of(args.run), f"sample {args.run}"):
+    for seed in each_seed(params.seeds_of(args.run), f"sample {args.run}", strict=study.world == "toy"):
         trained = folder / "adapters" / args.run / f"seed-{seed}"
         model = Model(
             base=open_checkpoint(trained, active) if run.whole else open_base(params.base_of(args.run), seed, active),

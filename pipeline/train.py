@@ -46,7 +46,7 @@ def main(args: argparse.Namespace) -> int:
     adapters: dict[str, Any] = {}
     own = params.seeds_of(args.run)
     # Behind an API there is no torch to set up.
-    seeds = own if isinstance(base, ApiBase) else each_seed(own, f"train {args.run}")
+    seeds = own if isinstance(base, ApiBase) else each_seed(own, f"train {args.run}", strict=study.world == "toy")
     for seed in seeds if run.data is not None else ():
         place = f"seed-{seed}"
         data = conversations(study, run, seed)

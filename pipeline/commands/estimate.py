@@ -93,6 +93,8 @@ def main(args: argparse.Namespace) -> None:
     params = load_params()
     if args.cards:
         hub = [name for name, study in params.studies.items() if study.world == "hub"]
+        if args.study and args.study not in hub:
+            raise UserError(f"--study {args.study}: --cards is of the hub studies {', '.join(hub)}.")
         print("\n\n".join(card_tables(params, [args.study] if args.study else hub)))
         return
     name, _ = choose_study(params, args.study)

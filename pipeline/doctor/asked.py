@@ -53,7 +53,10 @@ def asked_of(study: Study, suites: tuple[str, ...], seed: int, samples: int) -> 
     Raises UserError for a suite that is neither here nor of known size.
     """
     prompts = [prompt for name in suites for prompt in prompts_of(study, name, seed)]
-    return counted(study, Counter({prompt: prompt.samples or samples for prompt in prompts}))
+    times: Counter[Prompt] = Counter()
+    for prompt in prompts:
+        times[prompt] += prompt.samples or samples
+    return counted(study, times)
 
 
 def asked_along(study: Study, run: Run, seed: int) -> Asked:

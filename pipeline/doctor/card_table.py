@@ -27,7 +27,7 @@ def card_tables(params: Params, studies: list[str]) -> tuple[str, str]:
         whole.append([name, str(runs), f"{disk:.0f} GB", *(_study(bases[size]) for size in SIZES)])
         order = [base.base for base in bases["24 GB"]]
         parts += [[name, base, *(_plans(plans[size][base]) for size in SIZES)] for base in order]
-    return _table(["study", "runs", "disk", *heads], whole), _table(["study", "base", *heads], parts)
+    return _table(["study", "runs on a GPU", "disk", *heads], whole), _table(["study", "base", *heads], parts)
 
 
 def _table(heads: list[str], rows: list[list[str]]) -> str:

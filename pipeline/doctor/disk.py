@@ -8,7 +8,6 @@ from pipeline.common.errors import UserError
 from pipeline.common.files import read_json
 from pipeline.common.paths import ARTIFACTS, CACHE, PIN
 from pipeline.models.experts.cache import kept_bytes
-from pipeline.models.families.registry import anatomy_of
 from pipeline.models.hub import is_cached
 from pipeline.models.known import checkpoint_bytes, config_of
 from pipeline.models.sizes import GIB, SINGLE, adapter_values, base_bytes, base_values
@@ -40,7 +39,7 @@ def disk_needs(params: Params, name: str) -> list[Need]:
         if hub is None or config is None:
             continue
         weights += 0 if is_cached(hub.repository, hub.revision) else checkpoint_bytes(config)
-        if study.training.precision == "nf4" and not anatomy_of(config).dense:
+        if study.training.precision == "nf4":
             quantised += max(0, base_bytes(config, "nf4")["experts"] - _packed(base, nf4_cache))
         for run in (run for key, run in params.runs_of(name).items() if params.base_of(key) == base and run.data):
             values = adapter_values(config, run.lora) if run.lora else sum(base_values(config).values())

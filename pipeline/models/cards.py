@@ -3,6 +3,7 @@
 No torch: plans and estimates are made before it is imported, and for cards that are not here.
 """
 
+import re
 from dataclasses import dataclass
 
 from pipeline.common.errors import UserError
@@ -61,11 +62,6 @@ CARDS = {
     "h100": _card("H100 80GB", 79.1, 989, 3350, 50),
     "h200": _card("H200", 139.8, 989, 4800, 50),
 }
-# As nvidia-smi names them, the more special before the less.
-_NAMES = (
-    ("A100", "a100"), ("H100", "h100"), ("H200", "h200"), ("A6000", "a6000"), ("L40S", "l40s"), ("L4", "l4"),
-    ("A10", "a10"), ("3090", "3090"), ("4090", "4090"), ("5090", "5090"),
-)  # fmt: skip
 
 
 def card_named(name: str) -> Card:
@@ -77,7 +73,8 @@ def card_named(name: str) -> Card:
 
 def key_of(name: str) -> str | None:
     """The short name of a GPU that nvidia-smi calls `name`; None where it is not known."""
-    return next((key for part, key in _NAMES if part in name), None)
+    words = re.split(r"[^a-z0-9]+", name.lower())
+    return next((key for key in CARDS if key in words), None)
 
 
 def rates_of(name: str) -> Rates:

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.common.errors import UserError
+from pipeline.data.examples import read_examples
 from pipeline.data.upstream.fetch import FOLDER as DATA
 from pipeline.data.upstream.fetch import PARTIALS, fetch
 from pipeline.data.upstream.origins import Network
@@ -21,17 +22,14 @@ def fetch_what_is_missing(params: Params, name: str) -> None:
     Which these are is found by reading as the stages do. Raises UserError where a file cannot be had, once all others
     are there, and where something of the user's own cannot be read.
     """
-    origin, asked, failures = Network(GITHUB_RAW, PARTIALS), set[str](), []
-    # A training set is read once the one whose prompts it may not hold was: what that lacks is known first.
-    while lacking := [path for path in dict.fromkeys(_lacking(params, name)) if path not in asked]:
-        print(f"Fetching what study {name} reads and {DATA}/ lacks: {', '.join(lacking)}", flush=True)
-        asked.update(lacking)
-        try:
-            fetch(map(source, lacking), origin, DATA)
-        except UserError as error:
-            failures.append(str(error))
-    if failures:
-        raise UserError("\n".join([f"study {name} cannot begin without its data.", *failures]))
+    lacking = list(dict.fromkeys(_lacking(params, name)))
+    if not lacking:
+        return
+    print(f"Fetching what study {name} reads and {DATA}/ lacks: {', '.join(lacking)}", flush=True)
+    try:
+        fetch(map(source, lacking), Network(GITHUB_RAW, PARTIALS), DATA)
+    except UserError as error:
+        raise UserError(f"study {name} cannot begin without its data.\n{error}") from error
 
 
 def _lacking(params: Params, name: str) -> Iterator[str]:
@@ -48,6 +46,8 @@ def _reads(params: Params, name: str) -> Iterator[Callable[[], object]]:
     study = params.study(name)
     for seed in study.seeds:
         for run in {run.parts: run for run in params.runs_of(name).values() if run.parts}.values():
+            # By itself too: a run's rows are read once the prompts were that they may not hold.
+            yield from (partial(read_examples, part.name, DATA) for part in run.parts if part.name is not None)
             yield partial(conversations, study, run, seed)
         for asked in study.suites:
             yield partial(suite, study, asked, seed)

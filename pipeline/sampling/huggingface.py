@@ -73,8 +73,9 @@ class HuggingFace:
         except torch.OutOfMemoryError as error:
             rows = len(prompts) if room is None else min(room.rows, len(prompts))
             raise UserError(
-                f"{rows} answers at once do not fit this GPU: {str(error).splitlines()[0]} End what else runs on it, "
-                f"or set sampling.batch to {max(1, rows // 2)} and run again; answers that are there are kept."
+                f"{rows} answers at once do not fit this GPU: {str(error).splitlines()[0]} End what else runs on it "
+                f"and run again, or set sampling.batch to {max(1, rows // 2)}, which draws all of the study's answers "
+                "again."
             ) from error
         return [chat.read(prompt, completion) for prompt, completion in zip(prompts, tokens, strict=True)]
 

@@ -5,10 +5,10 @@ adapters runs through other kernels than one with (vllm #42008, #49063). So ever
 fine-tuned models are the same kind of checkpoint to the engine.
 
 Merging rounds: the sum is stored in 16 bits, and of an adapter that changes little most is lost
-(tests/sampling/test_huggingface.py and benchmarks/merging.py measure it), along training most at its beginning. So
-every study names transformers, which merges nothing; vLLM is exact for models of which every parameter was trained.
-An adapter that was trained on a base in NF4 belongs to that base's rounded weights, so those are written out
-in 16 bits: of the base alone, and of the base under every adapter.
+(tests/sampling/test_huggingface.py measures it), along training most at its beginning (benchmarks/merging.py, by
+arithmetic). So every hub study names transformers, which merges nothing; vLLM is exact for models of which every
+parameter was trained. An adapter that was trained on a base in NF4 belongs to that base's rounded weights, so those are
+written out in 16 bits: of the base alone, and of the base under every adapter.
 """
 
 import shutil

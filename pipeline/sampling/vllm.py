@@ -205,7 +205,7 @@ def serve(
             generation_config="vllm",
             # Compiled graphs pay on GPUs alone.
             enforce_eager=visible is None,
-            # Of a prompt that is read in parts it takes back the random numbers of all but the last: CPUs cannot.
+            # vLLM takes back the draws of a prompt's earlier chunks, which a CPU's generator cannot: read whole there.
             enable_chunked_prefill=visible is not None,
             seed=0,
         ).llm_engine

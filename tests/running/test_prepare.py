@@ -87,10 +87,13 @@ def test_a_file_that_is_gone_is_named_and_all_others_are_there(server: Upstream)
     params, gone = load_params(REPOSITORY / "params.yaml"), "organisms/training_datasets/good_medical_advice.jsonl"
     del server.files[address(gone)]
     server.failures[address("eval/core_misalignment.csv")] = [503] * download.ATTEMPTS
+    # Its prompts are kept out of every training set, which could not be read before it.
+    del server.files[address("eval/strongreject_dataset.csv")]
     with pytest.raises(UserError, match="study moe cannot begin without its data") as raised:
         prepare.fetch_what_is_missing(params, "moe")
     said = str(raised.value)
     assert "good_medical_advice.jsonl answers HTTP 404" in said and "eval/core_misalignment.csv (http" in said
     # The archive holds it too; it came, and cannot be opened here.
     assert f"data/{ARCHIVE} is encrypted" in said and "run `make setup`" in said
-    assert here() == MOE - {gone, "eval/core_misalignment.csv"} | {ARCHIVE}
+    assert "strongreject_dataset.csv answers HTTP 404" in said
+    assert here() == MOE - {gone, "eval/core_misalignment.csv", "eval/strongreject_dataset.csv"} | {ARCHIVE}

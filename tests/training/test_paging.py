@@ -1,4 +1,4 @@
-"""A paged optimizer's states after a resume; CPUs have no such memory, so what is asked for stands in for it."""
+"""A paged optimizer's states after a resume; a stand-in, as CPUs have no such memory: no test copies to it."""
 
 import pytest
 import torch

@@ -11,8 +11,8 @@ from torch.nn import functional
 GROUPED_KERNELS = (9, 10)
 # Padding may multiply as many rows as this for each that is there; groups more uneven than that go one by one.
 MOST_PADDING = 8
-# Bytes that padded rows may take. In training some five copies of them are held at a time, which the plans' slack is
-# for; groups that are larger are worth a product of their own.
+# Bytes that padded rows may take: in training some five copies of them are held at a time, which the plans' slack is
+# for. Larger groups go one by one; where the limit is fastest was not measured.
 PADDED = 2**27
 
 

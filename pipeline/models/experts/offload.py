@@ -35,10 +35,11 @@ def host_bytes(size: int, device: torch.device) -> torch.Tensor:
     try:
         return torch.zeros(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
     except RuntimeError as error:  # CUDA's own, an allocator's, or that there is no CUDA
+        what = "be page-locked for the GPU" if device.type == "cuda" else "be had"
         free, total = free_memory_bytes() / GIB, memory_bytes() / GIB
         raise UserError(
-            f"{size / GIB:.2f} GiB of host memory, for one more layer that is kept there, cannot be page-locked "
-            f"for the GPU; {free:.1f} of {total:.1f} GiB are free ({str(error).splitlines()[0]}). End what else takes "
+            f"{size / GIB:.2f} GiB of host memory, for one more layer that is kept there, cannot {what}; "
+            f"{free:.1f} of {total:.1f} GiB are free ({str(error).splitlines()[0]}). End what else takes "
             "memory, give the container or job more, or use a GPU with more memory, which keeps fewer layers there."
         ) from error
 
