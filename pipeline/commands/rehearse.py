@@ -60,7 +60,7 @@ def main(args: argparse.Namespace) -> None:
         raise UserError("study toy needs no rehearsal: `make reproduce STUDY=toy` takes minutes. Name a hub study.")
     if args.layers < 1:
         raise UserError(f"--layers is {args.layers}, expected 1 or more.")
-    print(f"Rehearsal of study {name}, because {why}: {args.layers} layers, {args.width} width.", flush=True)
+    print(f"Rehearsal of study {name}, because {why}: {_layers(args.layers)}, {args.width} width.", flush=True)
     folder = args.folder or Path(tempfile.mkdtemp(prefix="emoe-rehearsal-"))
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"--folder {folder} is not empty; name a new one.")
@@ -120,7 +120,7 @@ def rehearse(params: Params, study: str, runs: dict[str, str], width: str, layer
             hub, of = params.bases.hub[base], fields[base]
             tokenizer = write_repository(folder / CACHE / "hub", hub.repository, hub.revision, of, seed=len(bases))
             bases[base] = {"fields": of, "tokenizer": tokenizer}
-            size = f"{of['model_type']}, hidden {of['hidden_size']}, {of['num_hidden_layers']} layers"
+            size = f"{of['model_type']}, hidden {of['hidden_size']}, {_layers(of['num_hidden_layers'])}"
             print(f"{base}: {size}; tokenizer: {tokenizer}")
         scratch = Scratch(folder)
         if not has_16_bit_products():
@@ -168,6 +168,10 @@ def _fidelity(scratch: Any, run: str) -> dict[str, float]:
     found: dict[str, float] = json.loads(scratch.command(run, module="pipeline.rehearsal.fidelity").splitlines()[-1])
     print(f"fidelity of {run:<24} " + ", ".join(f"{what} {share:.2g}" for what, share in found.items()), flush=True)
     return found
+
+
+def _layers(count: int) -> str:
+    return f"{count} layer{'s' * (count > 1)}"
 
 
 def _bases(params: Params, runs: dict[str, str]) -> list[str]:

@@ -66,7 +66,9 @@ def table(blocked: dict[str, str]) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for run, reason in blocked.items():
         reasons.setdefault(reason, []).append(run)
-    return [f"  {len(runs)} runs ({', '.join(runs)}): {reason}" for reason, runs in reasons.items()]
+    return [
+        f"  {len(runs)} run{'s' * (len(runs) > 1)} ({', '.join(runs)}): {reason}" for reason, runs in reasons.items()
+    ]
 
 
 def _of_the_study(params: Params, name: str, *, here: bool = True) -> Iterator[str]:
