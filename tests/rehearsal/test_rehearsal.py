@@ -200,7 +200,7 @@ def test_what_does_not_fit_the_memory_is_left_out_with_the_numbers(
     with pytest.raises(UserError, match="as far as here"):
         rehearse(params, "organisms", runs, "true", 1, organisms / "scratch")
     said = capsys.readouterr().out
-    assert "1 runs (qwen25_14b_medical_full): without a GPU its training needs 4" in said and "there are 18.0 (" in said
+    assert "1 run (qwen25_14b_medical_full): without a GPU its training needs 4" in said and "there are 18.0 (" in said
     assert "qwen25_14b_base" not in said and "qwen25_05b" not in said
     # One GiB holds the imports and no model.
     monkeypatch.setattr(fitting, "free_memory_bytes", lambda: 2**30)
