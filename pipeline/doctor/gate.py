@@ -1,21 +1,27 @@
 """Before a study's first stage: what would stop it hours later is said now, for all of its runs, in one table.
 
 What concerns every run (a judge's key, the lock, the disk) refuses the study. What concerns some (a model that does not
-fit this card, a key of one API) leaves them out, and what continues them; the others go on.
+fit this card, one that the hub does not give us, a key of one API) leaves them out, and what continues them; the others
+go on.
 """
 
+import itertools
 import os
 import shutil
 import sysconfig
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from pipeline.api.endpoint import read_key
 from pipeline.common.errors import UserError
 from pipeline.common.machine import AMPERE, Gpu, gpus, memory_bytes, torch_is_cpu_build
 from pipeline.doctor.disk import check_disk_for
+from pipeline.doctor.models import check_model
 from pipeline.doctor.plans import plan_runs
+from pipeline.doctor.probe import probe_all
 from pipeline.models.cards import rates_of
+from pipeline.models.hub import is_cached
 from pipeline.params.schema import Params
 
 CPU_LOCK = "the packages are those of the CPU lock, whose torch uses no GPU: make setup LOCK=gpu"
@@ -34,7 +40,8 @@ def check_study(params: Params, name: str) -> dict[str, str]:
     blocked = dict(_of_keys(params, runs))
     if local:
         reasons = list(_of_the_machine())
-        blocked |= dict.fromkeys(local, "; ".join(reasons)) if reasons else dict(_of_memory(params, name))
+        found = _of_memory(params, name), _of_the_hub(params, local)
+        blocked |= dict.fromkeys(local, "; ".join(reasons)) if reasons else dict(itertools.chain(*found))
     for run in runs:
         first = next((link for link in params.chain(run) if link in blocked), None)
         if first is not None and run not in blocked:
@@ -94,6 +101,17 @@ def _of_keys(params: Params, runs: Iterable[str]) -> Iterator[tuple[str, str]]:
             read_key(params.bases.api[base].client(None, max_reply_tokens=1))
         except UserError as error:
             yield run, f"bases.api.{base}: {error}"
+
+
+def _of_the_hub(params: Params, runs: list[str]) -> Iterator[tuple[str, str]]:
+    """Those of `runs` on a base that the hub does not give us, which would show only when it is that base's turn."""
+    hub = {base: params.bases.hub[base] for base in dict.fromkeys(map(params.base_of, runs))}
+    absent = {base: own for base, own in hub.items() if not is_cached(own.repository, own.revision)}
+    asked = probe_all({base: partial(check_model, base, own) for base, own in absent.items()})
+    refused = {base: check for base, check in asked.items() if check.level == "fail"}
+    for run in runs:
+        if (check := refused.get(params.base_of(run))) is not None:
+            yield run, f"{check.found}: {check.remedy}"
 
 
 def _of_the_machine() -> Iterator[str]:

@@ -36,6 +36,7 @@ def params(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     for name in ("OPENAI_API_KEY", "TOGETHER_API_KEY"):
         monkeypatch.setenv(name, "sk-marker")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (tmp_path / "cc").touch(mode=0o755)
     (tmp_path / "Python.h").touch()
     monkeypatch.setenv("CC", str(tmp_path / "cc"))
@@ -96,6 +97,15 @@ def test_the_documents_say_what_one_card_cannot_train(params: Any) -> None:
 def test_a_machine_that_can_do_it_all_leaves_nothing_out(params: Any) -> None:
     assert gate.check_study(params, "moe") == {}
     assert gate.check_study(params, "toy") == {}
+
+
+def test_a_gated_base_leaves_its_runs_out_before_any_other_base_is_worked_on(params: Any, monkeypatch: Any) -> None:
+    """Each base is fetched when it is its turn: the last one's licence would show after days."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("pipeline.doctor.models.http_status", lambda url, _: 403 if "mistralai" in url else None)
+    blocked = gate.check_study(params, "moe")
+    assert set(blocked) == {run for run in params.runs_of("moe") if params.base_of(run) == "mixtral"}
+    assert len(set(blocked.values())) == 1 and "accept its licence at https://huggingface.co/mistralai" in str(blocked)
 
 
 def test_a_missing_judge_key_refuses_the_study_before_anything_is_trained(params: Any, monkeypatch: Any) -> None:
