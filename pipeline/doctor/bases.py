@@ -17,7 +17,8 @@ from pipeline.doctor.probes import probes_to_come
 from pipeline.doctor.rehearsed import most_of_plan, rehearsals, rehearsals_on, rehearsed_step
 from pipeline.models.cards import Card
 from pipeline.models.families.registry import routing_to
-from pipeline.models.known import checkpoint_bytes, config_of
+from pipeline.models.known import checkpoint_bytes
+from pipeline.params.bases import config_of_base, smallest_first
 from pipeline.params.inputs import conversations, training_of
 from pipeline.params.schema import Params, Run, Study
 from pipeline.training.settings import Training
@@ -63,8 +64,8 @@ def estimate_bases(params: Params, name: str, card: Card, plans: dict[str, list[
     """The study's hub bases, of their runs' plans on the card; the smallest checkpoint first, as `reproduce` does."""
     probes = probes_to_come(params, name, prompts_of)
     here, anywhere = rehearsals_on(name, card), rehearsals(name)
-    found = [_estimate_base(params, name, card, plans[base], probes, here, anywhere) for base in plans]
-    return sorted(found, key=lambda base: base.checkpoint_bytes)
+    ordered = smallest_first(params, plans)
+    return [_estimate_base(params, name, card, plans[base], probes, here, anywhere) for base in ordered]
 
 
 def _estimate_base(
@@ -78,8 +79,7 @@ def _estimate_base(
 ) -> BaseEstimate:
     """One base, of all its runs' plans. here, anywhere: rehearsals on such a card, and on any."""
     study, base = params.study(name), plans[0].base
-    hub = params.bases.hub[base]
-    config = config_of(hub.repository, hub.revision)
+    config = config_of_base(params, base)
     fitting, refused = ([plan for plan in plans if (plan.trouble is None) == fits] for fits in (True, False))
     training = sampling = NONE
     all_steps = 0
@@ -126,8 +126,7 @@ def kept_along(study: Study, run: Run, seed: int) -> int:
 
 def unknown_bases(params: Params, name: str) -> list[str]:
     """The study's hub bases whose sizes are not known here: nothing is planned for them yet."""
-    hub = params.bases.hub
-    return [it for it in params.bases_of(name) if it in hub and config_of(hub[it].repository, hub[it].revision) is None]
+    return [it for it in params.bases_of(name) if it in params.bases.hub and config_of_base(params, it) is None]
 
 
 def steps_of(study: Study, run: Run, seed: int) -> int:

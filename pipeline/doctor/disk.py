@@ -9,8 +9,9 @@ from pipeline.common.files import read_json
 from pipeline.common.paths import ARTIFACTS, CACHE, PIN
 from pipeline.models.experts.cache import kept_bytes
 from pipeline.models.hub import is_cached
-from pipeline.models.known import checkpoint_bytes, config_of
+from pipeline.models.known import checkpoint_bytes
 from pipeline.models.sizes import GIB, SINGLE, adapter_values, base_bytes, base_values
+from pipeline.params.bases import config_of_base
 from pipeline.params.schema import Params
 
 GB = 10**9
@@ -34,10 +35,10 @@ def disk_needs(params: Params, name: str) -> list[Need]:
     hub_cache, nf4_cache, study = Path(constants.HF_HUB_CACHE), CACHE / "nf4", params.study(name)
     weights = quantised = adapters = checkpoint = 0.0
     for base in params.bases_of(name):
-        hub = params.bases.hub.get(base)
-        config = config_of(hub.repository, hub.revision) if hub is not None else None
-        if hub is None or config is None:
+        config = config_of_base(params, base)
+        if config is None:
             continue
+        hub = params.bases.hub[base]
         weights += 0 if is_cached(hub.repository, hub.revision) else checkpoint_bytes(config)
         if study.training.precision == "nf4":
             quantised += max(0, base_bytes(config, "nf4")["experts"] - _packed(base, nf4_cache))

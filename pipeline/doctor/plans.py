@@ -8,9 +8,9 @@ from pipeline.common.errors import UserError
 from pipeline.doctor.asked import Asked, asked_of
 from pipeline.models.cards import SLOW, Rates
 from pipeline.models.families.registry import routing_to
-from pipeline.models.known import config_of
 from pipeline.models.sizes import HOST_SHARE
 from pipeline.models.spec import AdapterSpec
+from pipeline.params.bases import config_of_base
 from pipeline.params.inputs import suites_asked
 from pipeline.params.schema import Params
 from pipeline.sampling.plan import SamplingPlan, plan_sampling
@@ -51,10 +51,7 @@ def plan_runs(params: Params, name: str, *, gpu_bytes: int, host_bytes: int, rat
     study, asked = params.study(name), dict[tuple[str, ...], Asked]()
     for run, settings in params.runs_of(name).items():
         base = params.base_of(run)
-        if base not in params.bases.hub:
-            continue
-        hub = params.bases.hub[base]
-        config = config_of(hub.repository, hub.revision)
+        config = config_of_base(params, base)
         if config is None:
             continue
         suites = suites_asked(study, settings)

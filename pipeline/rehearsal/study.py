@@ -9,6 +9,7 @@ from pipeline.data.examples import read_examples
 from pipeline.data.upstream.fetch import FOLDER as DATA
 from pipeline.models.known import config_of
 from pipeline.models.sizes import adapter_values, base_values
+from pipeline.params.bases import config_of_base
 from pipeline.params.inputs import conversations, suite
 from pipeline.params.schema import HubBase, Params, Run
 from pipeline.rehearsal.checkpoints import REVISION, narrow
@@ -57,8 +58,7 @@ def representatives(
     sizes: dict[str, tuple[str, int]] = {}
     demands: dict[str, tuple[int, int]] = {}
     for run in params.runs_of(study):
-        hub = params.bases.hub.get(params.base_of(run))
-        config = config_of(hub.repository, hub.revision) if hub is not None else None
+        config = config_of_base(params, params.base_of(run))
         if config is not None:
             sizes[run] = (config.model_type, sum(base_values(config).values()))
             lora = params.run(run).lora if params.run(run).data is not None else None

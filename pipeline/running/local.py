@@ -1,6 +1,5 @@
 """A study on this machine: bases first, then chains of runs, several side by side."""
 
-import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -11,7 +10,7 @@ from pipeline.common.errors import UserError
 from pipeline.common.machine import side_by_side
 from pipeline.common.paths import CACHE, PARAMS
 from pipeline.common.processes import end_descendants
-from pipeline.models.known import checkpoint_bytes, config_of
+from pipeline.params.bases import smallest_first
 from pipeline.params.schema import RUN_STAGES, Params
 from pipeline.running.dvc import LOG, repro
 from pipeline.running.levels import stages_after
@@ -142,16 +141,9 @@ def share_out(params: Params, name: str, jobs: int, left_out: Collection[str] = 
     toy = params.study(name).world == "toy"
     bases = [base for base, _ in Counter(map(params.base_of, kept)).most_common()]
     shares: dict[str, list[list[str]]] = {}
-    for base in bases if toy else sorted(bases, key=lambda base: _bytes_to_fetch(params, base)):
+    for base in bases if toy else smallest_first(params, bases):
         own = [chain for first, chain in chains.items() if params.base_of(first) == base]
         own.sort(key=lambda chain: (len(chain), params.run(chain[0]).data is not None), reverse=toy)
         parts = [[run for chain in own[part::jobs] for run in chain] for part in range(min(jobs, len(own)))]
         shares[base] = [[f"{stage}@{run}" for run in runs for stage in RUN_STAGES] for runs in parts]
     return shares
-
-
-def _bytes_to_fetch(params: Params, base: str) -> float:
-    """The size of a hub base's checkpoint; what is not known, or costs money behind an API, comes after all that is."""
-    hub = params.bases.hub.get(base)
-    config = config_of(hub.repository, hub.revision) if hub is not None else None
-    return checkpoint_bytes(config) if config is not None else math.inf

@@ -44,10 +44,12 @@ def _lacking(params: Params, name: str) -> Iterator[str]:
 def _reads(params: Params, name: str) -> Iterator[Callable[[], object]]:
     """Every training set, suite and judge prompt of a hub study, to be read as its stages read them."""
     study = params.study(name)
+    trained = {run.parts: run for run in params.runs_of(name).values() if run.parts}
+    # By themselves too: a run's rows are read once the prompts were that they may not hold.
+    sets = dict.fromkeys(part.name for parts in trained for part in parts if part.name is not None)
+    yield from (partial(read_examples, chosen, DATA) for chosen in sets)
     for seed in study.seeds:
-        for run in {run.parts: run for run in params.runs_of(name).values() if run.parts}.values():
-            # By itself too: a run's rows are read once the prompts were that they may not hold.
-            yield from (partial(read_examples, part.name, DATA) for part in run.parts if part.name is not None)
+        for run in trained.values():
             yield partial(conversations, study, run, seed)
         for asked in study.suites:
             yield partial(suite, study, asked, seed)
